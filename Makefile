@@ -1,0 +1,41 @@
+# The commands of README.md. PYTHON names the interpreter for the virtual environment.
+PYTHON ?= python3
+export PYTHON
+# pytest's arguments: make check PYTEST='tests/engine -x'
+PYTEST ?= tests
+
+.PHONY: help try check lint types test bench check-xen wheel clean
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+try:	## set up a virtual environment here and show a guest getting its disk
+	@tools/setup try
+	@.venv/bin/vbdkit try
+
+check: .setup lint types test	## lint, types and tests
+
+.PHONY: .setup
+.setup:
+	@tools/setup check
+
+lint: .setup	## ruff
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+
+types: .setup	## mypy --strict
+	.venv/bin/python -m mypy
+
+test: .setup	## pytest
+	.venv/bin/python -m pytest $(PYTEST)
+
+bench: .setup	## timings beside Xen's stock scripts
+	.venv/bin/python -m bench
+
+check-xen: .setup	## the same on a real Xen under QEMU (root, apt; minutes)
+	.venv/bin/python -m tests.xenrig
+
+wheel: .setup	## build dist/*.whl
+	.venv/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
+clean:	## remove what make has made
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache
