@@ -1,0 +1,48 @@
+"""The block-script protocol as data: names, words, paths and calling conventions. No I/O, imports no other room."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vbdkit.protocol.invocation import (
+        ADD,
+        REMOVE,
+        Invocation,
+        InvocationError,
+        build_invocation,
+        parse_invocation,
+    )
+    from vbdkit.protocol.mode import Mode, parse_mode
+    from vbdkit.protocol.vbd import Vbd, backend_path, parse_backend_path
+
+__all__ = [
+    "ADD",
+    "REMOVE",
+    "Invocation",
+    "InvocationError",
+    "Mode",
+    "Vbd",
+    "backend_path",
+    "build_invocation",
+    "parse_backend_path",
+    "parse_invocation",
+    "parse_mode",
+]
+
+_WHERE = {
+    "ADD": "invocation",
+    "REMOVE": "invocation",
+    "Invocation": "invocation",
+    "InvocationError": "invocation",
+    "Mode": "mode",
+    "Vbd": "vbd",
+    "backend_path": "vbd",
+    "build_invocation": "invocation",
+    "parse_backend_path": "vbd",
+    "parse_invocation": "invocation",
+    "parse_mode": "mode",
+}
+
+
+def __getattr__(name: str) -> object:
+    from vbdkit._lazy import load
+
+    return load(__name__, _WHERE, name)
