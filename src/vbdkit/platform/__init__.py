@@ -1,0 +1,59 @@
+"""What differs between Linux, FreeBSD and NetBSD, behind one set of functions per system.
+
+Each system is a package here that has:
+
+``open_target(text, writable) -> Target``
+    open what the user named (vbdkit.platform.target).
+``plan(target) -> dict``, ``bind(target, writable, owner, deadline) -> Backing``, ``unbind(made, owner) -> str``
+    make a plain file into what the driver opens, and take that back. ``made`` is text that a record keeps.
+``device(target, writable) -> Backing``
+    the same for a device, which needs nothing made.
+``chain(target) -> Chain``, ``local_users(chain) -> list[User]``
+    what the target is and who in this domain uses it.
+``identify(path) -> identity | None``, ``published(value) -> identity | None``
+    the identity behind a path, and behind another vbd's ``physical-device``
+    (ValueError: malformed; None: that node says nothing here).
+``nodes(backing) -> list[(name, value)]``
+    the nodes to publish, the one that wakes the driver last (O3-O6).
+"""
+
+import sys
+
+from vbdkit.protocol.failure import Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SYSTEMS = ("linux", "freebsd")
+
+
+class Backing:
+    """What a target became: ``device`` is the path to publish, ``rdev`` its number (None where there is none).
+
+    ``made`` is what has to be undone, as a record keeps it; empty where nothing was made.
+    """
+
+    __slots__ = ("device", "made", "rdev")
+
+    def __init__(self, device: bytes, rdev: int | None, made: "dict[str, str]") -> None:
+        """Take the facts."""
+        self.device = device
+        self.rdev = rdev
+        self.made = made
+
+
+def current() -> str:
+    """Return the name of the system that this process runs on, as SYSTEMS spells it."""
+    return sys.platform.rstrip("0123456789")
+
+
+def load(system: str) -> "ModuleType":
+    """Return the package of one system. Raises Failure for one that vbdkit does not serve."""
+    if system not in SYSTEMS:
+        raise Failure(
+            "vbdkit has no block script for {system}, only for {known}", system=system, known=" and ".join(SYSTEMS)
+        )
+    name = "vbdkit.platform." + system
+    __import__(name)
+    return sys.modules[name]

@@ -5,6 +5,7 @@ Linux: ``script add|remove`` with XENBUS_PATH and friends in the environment (C3
 Owns the words only: nothing here starts a process or reads the store.
 """
 
+from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.vbd import Vbd, backend_path, parse_backend_path
 
 TYPE_CHECKING = False
@@ -22,12 +23,12 @@ CONVENTIONS = {
 }
 
 
-class InvocationError(Exception):
+class InvocationError(Failure):
     """The script was not called as a toolstack calls it. ``vbd`` is the vbd, where that much was clear."""
 
-    def __init__(self, message: str, vbd: Vbd | None = None) -> None:
-        """Keep the sentence and the vbd."""
-        super().__init__(message)
+    def __init__(self, template: str, vbd: Vbd | None = None, **fields: object) -> None:
+        """Keep the vbd beside template and fields."""
+        super().__init__(template, **fields)
         self.vbd = vbd
 
 
@@ -55,21 +56,22 @@ def parse_invocation(system: str, argv: "Sequence[bytes]", environ: "Mapping[byt
         usage = f"XENBUS_PATH=backend/vbd/DOMID/DEVID {name} {verbs}"
         path, arguments = environ.get(b"XENBUS_PATH", b""), argv[1:]
         if not path:
-            raise InvocationError(f"XENBUS_PATH is not set; a toolstack calls: {usage}")
+            raise InvocationError("XENBUS_PATH is not set; a toolstack calls: {usage}", usage=usage)
     else:
         usage = f"{name} /local/domain/N/backend/vbd/DOMID/DEVID {verbs}"
         path, arguments = (argv[1], argv[2:]) if len(argv) > 1 else (b"", ())
         if not path:
-            raise InvocationError(f"the backend path is missing; a toolstack calls: {usage}")
+            raise InvocationError("the backend path is missing; a toolstack calls: {usage}", usage=usage)
     vbd = parse_backend_path(path)
     if vbd is None:
-        shown = path.decode("utf-8", "backslashreplace")
-        raise InvocationError(f"{shown!r} is not the backend path of a virtual disk; a toolstack calls: {usage}")
+        raise InvocationError(
+            "{path} is not the backend path of a virtual disk; a toolstack calls: {usage}", path=path, usage=usage
+        )
     # Stock scripts skip arguments with "=" (block-common.sh's evalVariables); callers in the field pass some.
     verb = [word for word in arguments if b"=" not in word]
     if len(verb) != 1 or verb[0] not in words:
-        shown = b" ".join(verb).decode("utf-8", "backslashreplace") or "nothing"
-        raise InvocationError(f"asked to do {shown!r}; a toolstack calls: {usage}", vbd)
+        asked = b" ".join(verb) or b"nothing"
+        raise InvocationError("asked to do {asked}; a toolstack calls: {usage}", vbd, asked=asked, usage=usage)
     return Invocation(words[verb[0]], vbd)
 
 

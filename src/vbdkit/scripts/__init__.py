@@ -1,0 +1,1 @@
+"""Entry points of the executables that a toolstack starts."""

@@ -1,0 +1,179 @@
+"""Linux: files become loop devices; blkback opens devices by number (O3, O8, O9)."""
+
+import errno
+import posix
+import stat
+from fcntl import ioctl
+
+from vbdkit.platform import Backing
+from vbdkit.platform.linux import loop as loops
+from vbdkit.platform.linux.mounts import mounts_of
+from vbdkit.platform.target import FILE, Target, open_target
+from vbdkit.protocol.failure import Failure
+from vbdkit.protocol.nodes import NODE, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
+from vbdkit.storage.chain import ABOVE, BELOW, BLOCK, ITSELF, Chain, block_identity, file_identity
+from vbdkit.storage.sharing import EXCLUSIVE, MOUNT, User
+
+__all__ = [
+    "bind",
+    "chain",
+    "device",
+    "identify",
+    "local_users",
+    "nodes",
+    "open_target",
+    "plan",
+    "published",
+    "unbind",
+    "unbind_unlabelled",
+]
+
+
+def device(target: Target, writable: bool) -> Backing:
+    """Use a block device as it is. Raises Failure where ``w`` is asked of one that cannot be written (O8)."""
+    if writable and int.from_bytes(ioctl(target.fd, loops.BLKROGET, bytes(4)), "little") != 0:
+        raise Failure(
+            "{path} is a read-only device; give the disk read-only (mode r), or make it writable "
+            "(blockdev --setrw {path})",
+            path=target.path,
+        )
+    return Backing(target.path, target.stat.st_rdev, {})
+
+
+def plan(target: Target) -> "dict[str, str]":
+    """Return what a record needs to find a loop device again that bind was about to make."""
+    return {"file": f"{target.stat.st_dev} {target.stat.st_ino}"}
+
+
+def bind(target: Target, writable: bool, owner: str, deadline: float) -> Backing:
+    """Make a file a loop device, read-only in fact where the disk is (O8). Raises Failure."""
+    loop = loops.bind(target.fd, owner, deadline)
+    if writable and loop.read_only:
+        loops.release(loop.number, loop.backing, owner)
+        raise Failure("{path} gives a read-only loop device; give the disk read-only (mode r)", path=target.path)
+    return Backing(loop.path, loop.rdev, {"loop": str(loop.number)})
+
+
+def unbind(made: "dict[str, str]", owner: str) -> str:
+    """Take back what ``plan`` announced and ``bind`` made, as far as it is there. Returns what was done, in words.
+
+    Without a loop number (the script was killed before it could note it), the device is found by its label.
+    """
+    if "file" not in made:
+        return ""
+    dev, _, ino = made["file"].partition(" ")
+    backing = (int(dev), int(ino))
+    if "loop" in made:
+        numbers = [int(made["loop"])]
+    else:
+        label = owner.encode("ascii")
+        numbers = [loop.number for loop in loops.bound() if loop.owner == label and loop.backing == backing]
+    done = []
+    for number in numbers:
+        free = loops.release(number, backing, owner)
+        if free is not None:
+            done.append(f"/dev/loop{number} " + ("released" if free else "goes when its last user closes it"))
+    return ", ".join(done)
+
+
+def unbind_unlabelled(node: bytes, identity: "tuple[int, int]", params: bytes) -> str:
+    """Release a loop device that another script made, where node, number and file agree. Returns what was done."""
+    name = node.rpartition(b"/")[2]
+    number = name[4:]
+    if not (name.startswith(b"loop") and number.isdigit()):
+        return ""
+    loop = loops.query(int(number))
+    if loop is None or loop.owner or block_identity(loop.rdev) != identity:
+        return ""
+    # The file may be deleted or replaced: the kernel still knows by which name it was bound.
+    if loop.backing != identify(params) and loops.backing_name(loop.number).removesuffix(b" (deleted)") != params:
+        return ""
+    loops.release(loop.number, loop.backing, "")
+    return f"{loop.path.decode('ascii')} released (made by another script)"
+
+
+def chain(target: Target) -> Chain:
+    """Return the chain of an open target: the file and all loop devices on it, or the device and its file."""
+    found = Chain(target.path)
+    if target.kind == FILE:
+        found.add(file_identity(target.stat.st_dev, target.stat.st_ino), target.path, ITSELF)
+    else:
+        found.add(block_identity(target.stat.st_rdev), target.path, ITSELF)
+    every = loops.bound()
+    grown = True
+    while grown:
+        # A loop device and what it is bound to hold the same sectors, so each leads to the other.
+        before = len(found.links)
+        for loop in every:
+            own = block_identity(loop.rdev)
+            behind = block_identity(loop.backing_rdev) if loop.backing_rdev else loop.backing
+            if behind in found.links and own not in found.links:
+                found.add(own, loop.path, ABOVE)
+            elif own in found.links and behind not in found.links:
+                found.add(behind, b"what is behind " + loop.path, ABOVE)
+        grown = len(found.links) > before
+    for dev, _ in list(found.links):
+        if dev != BLOCK and posix.major(dev) != 0:
+            found.add(block_identity(dev), b"the device that it lies on", BELOW)
+    return found
+
+
+def local_users(chain: Chain) -> "list[User]":
+    """Return who in this domain uses the chain's devices: mounts, and other exclusive openers. Raises OSError."""
+    devices = {
+        link.identity[1]: link for link in chain.links.values() if link.identity[0] == BLOCK and link.place != BELOW
+    }
+    users = []
+    for mount in mounts_of(frozenset(devices)):
+        users.append(User(MOUNT, block_identity(mount.rdev), mount.writable, mount.point))
+        devices.pop(mount.rdev, None)
+    for rdev, link in devices.items():
+        if link.name.startswith(b"/") and _held(link.name, rdev):
+            users.append(User(EXCLUSIVE, link.identity, True))
+    return users
+
+
+def _held(path: bytes, rdev: int) -> bool:
+    """Whether somebody holds a block device exclusively: a mount anywhere, swap, md, device-mapper, a program."""
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENOMEDIUM):
+            return False
+        raise
+    try:
+        if posix.fstat(fd).st_rdev != rdev:
+            raise OSError(errno.ESTALE, "the device changed while it was looked at")
+    finally:
+        posix.close(fd)
+    return False
+
+
+def identify(path: bytes) -> "tuple[int, int] | None":
+    """Return the identity of what a path names, or None where it names no disk. Raises OSError but for ENOENT."""
+    try:
+        status = posix.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if stat.S_ISBLK(status.st_mode):
+        return block_identity(status.st_rdev)
+    return file_identity(status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
+def published(value: bytes) -> "tuple[int, int] | None":
+    """Return the identity that a ``physical-device`` node names: hex in any spelling. Raises ValueError."""
+    major, _, minor = value.partition(b":")
+    try:
+        return (BLOCK, posix.makedev(int(major, 16), int(minor, 16)))
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+def nodes(backing: Backing) -> "list[tuple[bytes, bytes]]":
+    """Return the nodes that blkback and the toolstack read; physical-device, which wakes the driver, last (O3, O6)."""
+    assert backing.rdev is not None
+    number = b"%x:%x" % (posix.major(backing.rdev), posix.minor(backing.rdev))
+    wanted = [(PHYSICAL_DEVICE_PATH, backing.device), (PHYSICAL_DEVICE, number)]
+    return [(NODE, backing.device), *wanted] if backing.made else wanted

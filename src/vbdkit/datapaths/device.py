@@ -1,0 +1,21 @@
+"""A device that is there already: used as it is."""
+
+from vbdkit.engine.datapath import Datapath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vbdkit.engine.script import Run
+    from vbdkit.platform import Backing
+    from vbdkit.platform.target import Target
+    from vbdkit.protocol.mode import Mode
+
+
+class Device(Datapath):
+    """A block device (on FreeBSD a character device too)."""
+
+    name = "device"
+
+    def attach(self, run: "Run", target: "Target", mode: "Mode") -> "Backing":
+        """Check that the device gives what the mode asks."""
+        backing: Backing = run.platform.device(target, mode.writable)
+        return backing

@@ -1,0 +1,148 @@
+"""``add``: a guest gets its disk.
+
+Read what is asked, attach it, and under the shared lock check that nobody else has it and publish. The lock
+is held for the last two only. Whatever fails, what was done is undone and the reason told.
+"""
+
+import syslog
+
+from vbdkit.engine import publish
+from vbdkit.engine.guests import describe, guests_of, same_vm
+from vbdkit.engine.lock import Lock
+from vbdkit.protocol.failure import Failure, shown
+from vbdkit.protocol.mode import SPELLINGS, Mode, parse_mode
+from vbdkit.protocol.nodes import (
+    CONNECTED,
+    HOTPLUG_ERROR,
+    HOTPLUG_STATUS,
+    INIT_WAIT,
+    MODE,
+    PARAMS,
+    PHYSICAL_DEVICE,
+    PHYSICAL_DEVICE_PATH,
+    STATE,
+)
+from vbdkit.storage.sharing import verdict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vbdkit.engine.datapath import Datapath
+    from vbdkit.engine.script import Run
+    from vbdkit.platform import Backing
+    from vbdkit.platform.target import Target
+    from vbdkit.xenstore.client import Connection
+
+_NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
+
+
+def add(run: "Run") -> None:
+    """Attach the vbd of this run. Raises Failure, StoreError or OSError; then nothing is left attached."""
+    store, vbd = run.store, run.vbd
+    assert store is not None
+    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in _NODES])
+    published = number or path
+    if published and status == CONNECTED and state != INIT_WAIT:
+        # I5: `add` again for a disk that the guest has already. The driver refuses a change now.
+        run.log(syslog.LOG_INFO, f"is attached already ({shown(published)})")
+        return
+    mode = _asked(run, params, text, state)
+    assert params is not None
+    _clear(run, published is not None)
+    target = run.platform.open_target(params, mode.writable)
+    try:
+        datapath = run.datapaths(target.kind)
+        facts = {"datapath": target.kind, "target": params.decode("utf-8", "surrogateescape"), "mode": str(mode)}
+        made = datapath.plan(run, target)
+        record = run.records.begin(vbd.name, facts | made)
+        try:
+            backing = datapath.attach(run, target, mode)
+            made |= backing.made
+            if backing.made:
+                record.add(backing.made)
+            with Lock(run.lock_dir, run.deadline):
+                if mode.checked:
+                    _check(run, store, target, mode)
+                publish.connected(store, vbd, params, run.platform.nodes(backing), error is not None)
+        except BaseException:
+            _undo(run, datapath, made)
+            raise
+        finally:
+            record.close()
+    finally:
+        target.close()
+    run.log(syslog.LOG_INFO, _done(params, mode, backing))
+
+
+def _asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | None) -> Mode:
+    """Return the mode, having seen that the toolstack wrote all that a script needs (I1-I3). Raises Failure."""
+    path = run.vbd.path
+    if params is None and text is None and state is None:
+        raise Failure(
+            "there is no disk at {path} in xenstore; the toolstack writes it before it calls the script", path=path
+        )
+    if not params:
+        what = "missing" if params is None else "empty"
+        raise Failure("{path}/params is {what}: it has to name the disk's file or device", path=path, what=what)
+    if not text:
+        what = "missing" if text is None else "empty"
+        raise Failure("{path}/mode is {what}: it has to be r or w", path=path, what=what)
+    mode = parse_mode(text)
+    if mode is None:
+        known = ", ".join(word.decode("ascii") for word in SPELLINGS)
+        raise Failure("{path}/mode is {text}, which is none of {known}", path=path, text=repr(shown(text)), known=known)
+    if state != INIT_WAIT:
+        raise Failure(
+            "{path}/state is {state}, not 2 (InitWait): the backend driver is not waiting for a disk; "
+            "is the backend driver loaded?",
+            path=path,
+            state="missing" if state is None else repr(shown(state)),
+        )
+    return mode
+
+
+def _clear(run: "Run", published: bool) -> None:
+    """Undo what an earlier `add` of this vbd left behind: the driver waits (state 2), so it uses none of it."""
+    old = run.records.load(run.vbd.name)
+    if old is not None:
+        done = run.datapaths(old.get("datapath", "")).detach(run, old)
+        run.records.remove(run.vbd.name)
+        run.log(syslog.LOG_NOTICE, "an earlier attach was left over" + (": " + done if done else ""))
+    # Should this run fail, the old nodes must not outlive what they name.
+    run.forget = old is not None or published
+
+
+def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> None:
+    """Raise InUse where somebody else has the target (O1, O2). Only with the lock held is the answer good."""
+    chain = run.platform.chain(target)
+    users = guests_of(store, run.vbd, run.platform, chain)
+    same: frozenset[int] = frozenset()
+    if users:
+        describe(store, users)
+        same = same_vm(store, run.vbd, users)
+    users += run.platform.local_users(chain)
+    against = verdict(chain, mode.writable, users, same)
+    if against is not None:
+        from vbdkit.storage.sentence import refusal
+
+        raise refusal(chain, mode.writable, *against)
+
+
+def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]") -> None:
+    """Take back a side effect after a failure; the record goes only when that worked."""
+    try:
+        done = datapath.detach(run, made)
+        run.records.remove(run.vbd.name)
+    except (Failure, OSError) as error:
+        run.log(
+            syslog.LOG_ERR, f"could not be undone, the record {shown(run.records.path(run.vbd.name))} stays: {error}"
+        )
+    else:
+        if done:
+            run.log(syslog.LOG_INFO, "undone: " + done)
+
+
+def _done(params: bytes, mode: Mode, backing: "Backing") -> str:
+    what = shown(params)
+    device = shown(backing.device)
+    unchecked = "" if mode.checked else ", not checked for other users (!)"
+    return f"{what} attached{'' if device == what else ' as ' + device} ({mode}){unchecked}"

@@ -1,0 +1,63 @@
+"""``remove``: a guest gives its disk back.
+
+Works from the record, whatever else is gone; quiet when there is nothing (left) to do (I4). Without a
+record it falls back to the nodes, for disks that another script attached.
+"""
+
+import syslog
+
+from vbdkit.engine import publish
+from vbdkit.protocol.failure import shown
+from vbdkit.protocol.nodes import NODE, PARAMS, PHYSICAL_DEVICE
+from vbdkit.xenstore.client import StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vbdkit.engine.script import Run
+
+
+def remove(run: "Run") -> None:
+    """Detach the vbd of this run. Raises Failure or OSError where what was attached could not be taken back.
+
+    The nodes go first: once the device is free, its number may be another's.
+    """
+    record = run.records.load(run.vbd.name)
+    nodes: list[bytes | None] = [None, None, None]
+    trouble = None
+    if run.store is None:
+        trouble = "xenstore cannot be reached"
+    else:
+        try:
+            if record is None:
+                nodes = run.store.read_many([run.vbd.node(name) for name in (NODE, PHYSICAL_DEVICE, PARAMS)])
+            publish.gone(run.store, run.vbd)
+        except StoreError as error:
+            trouble = str(error)
+    if trouble is not None:
+        run.log(syslog.LOG_WARNING, f"{trouble}; going on from the record")
+    if record is not None:
+        done = run.datapaths(record.get("datapath", "")).detach(run, record)
+        run.records.remove(run.vbd.name)
+    else:
+        done = _by_nodes(run, *nodes)
+    run.log(syslog.LOG_INFO, "detached" + (": " + done if done else ""))
+
+
+def _by_nodes(run: "Run", node: bytes | None, number: bytes | None, params: bytes | None) -> str:
+    """Release a device that another script made for this vbd, if the nodes and the device agree on it."""
+    if node is None or number is None or params is None or run.store is None:
+        return ""
+    from vbdkit.engine.guests import guests_of
+    from vbdkit.engine.lock import Lock
+    from vbdkit.storage.chain import ITSELF, Chain
+
+    identity = run.platform.published(number)
+    chain = Chain(node)
+    chain.add(identity, node, ITSELF)
+    with Lock(run.lock_dir, run.deadline):
+        others = guests_of(run.store, run.vbd, run.platform, chain)
+        if others:
+            run.log(syslog.LOG_WARNING, f"{shown(node)} stays: guest {others[0].domid} has it")
+            return ""
+        done: str = run.platform.unbind_unlabelled(node, identity, params)
+    return done

@@ -1,0 +1,152 @@
+"""Who has disks, as the store says: one pipelined scan over the backends that this domain serves.
+
+Costs a handful of round trips however many vbds there are; what it finds is compared by number.
+"""
+
+from vbdkit.protocol.failure import Failure, shown
+from vbdkit.protocol.mode import parse_mode
+from vbdkit.protocol.nodes import DEV, MODE, PARAMS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, SCRIPT_KINDS, is_disk_kind
+from vbdkit.storage.sharing import GUEST, User
+from vbdkit.xenstore.client import StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import ModuleType
+
+    from vbdkit.protocol.vbd import Vbd
+    from vbdkit.storage.chain import Chain
+    from vbdkit.xenstore.client import Connection
+
+
+def guests_of(store: "Connection", vbd: "Vbd", platform: "ModuleType", chain: "Chain") -> "list[User]":
+    """Return the other vbds that use something on the chain. Raises StoreError, and Failure for a malformed node."""
+    root = vbd.path.rpartition(b"/" + vbd.kind + b"/")[0]
+    links = chain.links
+    users = []
+    for path, identity in _identities(store, root, vbd, platform):
+        if identity in links:
+            domid, _, devid = path[len(root) + 1 :].partition(b"/")[2].partition(b"/")
+            users.append(User(GUEST, identity, True, domid=int(domid), vdev=devid, path=path))
+    return users
+
+
+def _identities(
+    store: "Connection", root: bytes, vbd: "Vbd", platform: "ModuleType"
+) -> "Iterable[tuple[bytes, tuple[int, int]]]":
+    """Yield (backend path, identity) of every vbd in the store but ``vbd`` itself, as far as it has one."""
+    paths = _backends(store, root)
+    own = b"/".join((root, vbd.kind, b"%d" % vbd.domid, b"%d" % vbd.devid))
+    paths = [path for path in paths if path != own]
+    silent = []
+    for path, value in zip(paths, store.read_many([path + b"/" + PHYSICAL_DEVICE for path in paths]), strict=True):
+        if value is None:
+            silent.append(path)
+            continue
+        try:
+            identity = platform.published(value)
+        except ValueError:
+            # Unknown is not free.
+            raise Failure(
+                "{path}/physical-device of another guest is {value}, which is no device number: whether that guest "
+                "has the disk cannot be told; put that node right or detach that disk",
+                path=path,
+                value=repr(shown(value)),
+            ) from None
+        if identity is None:
+            silent.append(path)
+        else:
+            yield path, identity
+    wanted = [path + b"/" + name for path in silent for name in (PHYSICAL_DEVICE_PATH, PARAMS)]
+    values = iter(store.read_many(wanted))
+    for path in silent:
+        name, params = next(values), next(values)
+        if name is None and path[len(root) + 1 :].partition(b"/")[0] not in SCRIPT_KINDS:
+            # qdisk and tap: "driver:file", or the file alone (the drivers cut at the first colon).
+            name = (params or b"").partition(b":")[2] or params
+        identity = platform.identify(name) if name else None
+        if identity is not None:
+            yield path, identity
+
+
+def _backends(store: "Connection", root: bytes) -> "list[bytes]":
+    """Return the paths of all disk backends of this domain."""
+    try:
+        kinds = store.list(root)
+    except StoreError as error:
+        if error.name != "ENOENT":
+            raise
+        return []
+    kinds = [root + b"/" + kind for kind in kinds if is_disk_kind(kind)]
+    domains = [
+        kind + b"/" + domid
+        for kind, found in zip(kinds, store.list_many(kinds), strict=True)
+        for domid in found or ()
+        if domid.isdigit()
+    ]
+    return [
+        domain + b"/" + devid
+        for domain, found in zip(domains, store.list_many(domains), strict=True)
+        for devid in found or ()
+    ]
+
+
+def describe(store: "Connection", users: "list[User]") -> None:
+    """Fill in mode, vdev and the guest's name for these few users (in place). Raises StoreError."""
+    for user in users:
+        mode = _optional(store, user.path + b"/" + MODE)
+        known = parse_mode(mode) if mode is not None else None
+        user.writable = known is None or known.writable
+        user.vdev = _optional(store, user.path + b"/" + DEV) or user.vdev
+        user.name = _optional(store, b"/local/domain/%d/name" % user.domid) or b""
+
+
+def same_vm(store: "Connection", vbd: "Vbd", users: "list[User]") -> "frozenset[int]":
+    """Return the domids among ``users`` that are the asking VM, or no VM any more. Raises StoreError.
+
+    The same VM: the same domain, an equal ``vm`` (migration on one host, an old ``-1`` ending dropped), or a
+    guest and its stub domain (``target``). Leftovers of a domain that is gone do not count. What cannot be
+    read (a driver domain may not) makes another VM.
+    """
+    mine = _vms(store, vbd.domid)
+    same = set()
+    for domid in {user.domid for user in users}:
+        if domid == vbd.domid or (mine & _vms(store, domid)) or _gone(store, domid):
+            same.add(domid)
+    return frozenset(same)
+
+
+def _vms(store: "Connection", domid: int) -> "set[bytes]":
+    """Return what names the VM of a domain: its own vm, and its target's where it is a stub domain."""
+    target = _optional(store, b"/local/domain/%d/target" % domid)
+    found = set()
+    for path in (
+        b"/local/domain/%d/vm" % domid,
+        b"/local/domain/%s/vm" % target if target and target.isdigit() else None,
+    ):
+        vm = _optional(store, path) if path is not None else None
+        if vm:
+            found.add(vm.removesuffix(b"-1"))
+    return found
+
+
+def _gone(store: "Connection", domid: int) -> bool:
+    try:
+        store.read(b"/local/domain/%d" % domid)
+    except StoreError as error:
+        if error.name == "ENOENT":
+            return True
+        if error.name != "EACCES":
+            raise
+    return False
+
+
+def _optional(store: "Connection", path: bytes) -> bytes | None:
+    """Read a node that may be missing or, in a driver domain, unreadable."""
+    try:
+        value: bytes = store.read(path)
+    except StoreError as error:
+        if error.name in ("ENOENT", "EACCES"):
+            return None
+        raise
+    return value

@@ -1,0 +1,183 @@
+"""One run of a block script: arguments in, exit status out. Every way of calling comes through here.
+
+Owns the frame: the deadline, the store, the log, and how a failure is told. What add and remove do is in
+``engine.attach`` and ``engine.detach``.
+"""
+
+import posix
+import sys
+import syslog
+import time
+
+from vbdkit import platform
+from vbdkit.engine import publish
+from vbdkit.engine.record import Records
+from vbdkit.protocol.failure import Failure
+from vbdkit.protocol.invocation import ADD, InvocationError, parse_invocation
+from vbdkit.xenstore.client import Connection, StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import ModuleType
+
+    from vbdkit.engine.datapath import Datapath
+    from vbdkit.protocol.vbd import Vbd
+
+# Seconds. The toolstack kills a script at 40 (C6) and does not read hotplug-error then.
+TIME_LIMIT = 30.0
+# Seconds kept back from the limit for undoing and for telling.
+_LAST_WORDS = 3.0
+
+RUN_DIR = b"/run/vbdkit"
+LOCK_DIR = b"/var/run/xen-hotplug"
+
+
+class Run:
+    """What one run works with. ``deadline`` is a time.monotonic() value in seconds."""
+
+    __slots__ = (
+        "command",
+        "datapaths",
+        "deadline",
+        "forget",
+        "lock_dir",
+        "name",
+        "platform",
+        "records",
+        "store",
+        "vbd",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        command: str,
+        vbd: "Vbd",
+        platform: "ModuleType",
+        datapaths: "Callable[[str], Datapath]",
+        records: Records,
+        lock_dir: bytes,
+        deadline: float,
+    ) -> None:
+        """Take the parts. ``name`` is the script's, for the log; ``datapaths`` gives a kind of storage by name."""
+        self.name = name
+        self.command = command
+        self.vbd = vbd
+        self.platform = platform
+        self.datapaths = datapaths
+        # None where the store is out of reach.
+        self.store: Connection | None = None
+        self.records = records
+        self.lock_dir = lock_dir
+        self.deadline = deadline
+        # Set once the nodes of an older attach of this vbd no longer say the truth.
+        self.forget = False
+
+    def log(self, priority: int, text: str) -> None:
+        """Write a line to syslog: script, command and vbd first."""
+        syslog.syslog(priority, f"{self.name} {self.command} {self.vbd.name}: {text}".replace("\0", ""))
+
+
+def run(
+    argv: "Sequence[bytes]",
+    environ: "Mapping[bytes, bytes]",
+    datapaths: "Callable[[str], Datapath]",
+    system: str = "",
+    run_dir: bytes = RUN_DIR,
+    lock_dir: bytes = LOCK_DIR,
+    time_limit: float = TIME_LIMIT,
+) -> int:
+    """Do what a toolstack asks of a block script; return the exit status, 0 or 1. Raises nothing.
+
+    ``argv`` with the script's name first and ``environ`` are as the toolstack gave them; ``datapaths``
+    returns the kind of storage of a name (``vbdkit.datapaths.load``); ``system`` is
+    one of ``platform.SYSTEMS``, or empty for the one that this runs on.
+    """
+    name = argv[0].rpartition(b"/")[2].decode("utf-8", "backslashreplace") if argv else "block"
+    syslog.openlog("vbdkit", syslog.LOG_PID, syslog.LOG_DAEMON)
+    end = time.monotonic() + time_limit
+    this = None
+    try:
+        system = system or platform.current()
+        call = parse_invocation(system, argv, environ)
+        deadline = end - min(_LAST_WORDS, time_limit / 4)
+        records = Records(run_dir)
+        this = Run(name, call.command, call.vbd, platform.load(system), datapaths, records, lock_dir, deadline)
+        if call.command == ADD:
+            from vbdkit.engine.attach import add
+
+            this.store = Connection.open(deadline, environ)
+            add(this)
+        else:
+            from vbdkit.engine.detach import remove
+
+            try:
+                this.store = Connection.open(deadline, environ)
+            except StoreError as error:
+                this.log(syslog.LOG_WARNING, str(error))
+            remove(this)
+    except Exception as error:
+        vbd = error.vbd if isinstance(error, InvocationError) else this.vbd if this is not None else None
+        return _tell(name, vbd, this, error, environ, end)
+    return 0
+
+
+def _tell(
+    name: str,
+    vbd: "Vbd | None",
+    run: Run | None,
+    error: Exception,
+    environ: "Mapping[bytes, bytes]",
+    deadline: float,
+) -> int:
+    """Tell a failure to the store, to syslog and to the toolstack's log; return the exit status."""
+    failure = _as_failure(error)
+    sentence = str(failure)
+    if vbd is not None:
+        try:
+            # The old connection may be in the middle of something, or broken.
+            if run is not None and run.store is not None:
+                run.store.close()
+            with Connection.open(deadline, environ) as fresh:
+                publish.failed(fresh, vbd, failure, run is not None and run.forget)
+        except (StoreError, Failure) as second:
+            sentence += f" (this could not be written to xenstore: {second})"
+    whole = f"{name}: {vbd.name + ': ' if vbd is not None else ''}{sentence}"
+    syslog.syslog(syslog.LOG_ERR, whole.replace("\0", ""))
+    if not isinstance(error, (Failure, StoreError, OSError)):
+        _log_traceback(error)
+    try:
+        posix.write(2, whole.encode("utf-8", "backslashreplace") + b"\n")
+    except OSError:
+        pass
+    return 1
+
+
+def _as_failure(error: Exception) -> Failure:
+    """Return any error as the one class that has a status and a sentence."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, StoreError):
+        return Failure("xenstore: {why}", why=str(error))
+    if isinstance(error, OSError):
+        where = error.filename
+        what = posix.strerror(error.errno) if error.errno else str(error)
+        if where is None:
+            return Failure("the system refused: {what}", what=what)
+        return Failure("{where}: {what}", where=where if isinstance(where, bytes) else str(where), what=what)
+    return Failure("vbdkit itself failed ({what}); the log has more", what=f"{type(error).__name__}: {error}")
+
+
+def _log_traceback(error: Exception) -> None:
+    """Log where a fault of our own lies, a line per frame: for the log, never for hotplug-error."""
+    frame = error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        syslog.syslog(syslog.LOG_ERR, f"  {code.co_filename}:{frame.tb_lineno} {code.co_name}")
+        frame = frame.tb_next
+
+
+def main_environment() -> "tuple[list[bytes], Mapping[bytes, bytes]]":
+    """Return this process's own argv and environment as bytes, as it was started."""
+    return [text.encode("utf-8", "surrogateescape") for text in sys.argv], posix.environ

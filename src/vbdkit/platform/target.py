@@ -1,0 +1,105 @@
+"""From the user's text to an open file or block device: what is the same on every Unix.
+
+The descriptor that is opened here is the one that all later steps use, so nobody can put another file
+in the name's place between check and use.
+"""
+
+import errno
+import posix
+import stat
+
+from vbdkit.protocol.failure import Failure
+
+FILE = "file"
+DEVICE = "device"
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+)
+
+
+class Target:
+    """An open target: ``path`` (absolute), ``kind`` FILE or DEVICE, ``fd``, ``stat`` (of the descriptor)."""
+
+    __slots__ = ("fd", "kind", "path", "stat")
+
+    def __init__(self, path: bytes, kind: str, fd: int, status: posix.stat_result) -> None:
+        """Own the descriptor from now on."""
+        self.path = path
+        self.kind = kind
+        self.fd = fd
+        self.stat = status
+
+    def close(self) -> None:
+        """Close the descriptor; again is no harm."""
+        if self.fd >= 0:
+            posix.close(self.fd)
+            self.fd = -1
+
+
+def open_target(text: bytes, writable: bool, character_devices: bool = False) -> Target:
+    """Open what a disk's target names.
+
+    A relative name stands under /dev, as in the stock scripts. A plain file is opened for what the mode
+    asks; a device for reading only, since closing a device that was open for writing makes udev probe it.
+    ``character_devices``: whether these serve as disks too (FreeBSD). Raises Failure.
+    """
+    path = text if text.startswith(b"/") else b"/dev/" + text
+    try:
+        before = posix.stat(path)
+        kind = _kind(path, before, character_devices)
+        access = posix.O_RDWR if writable and kind == FILE else posix.O_RDONLY
+        # O_NONBLOCK: should a FIFO or a drive without a medium be there by now, do not wait for it.
+        fd = posix.open(path, access | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY)
+    except ValueError:
+        raise Failure("{path} holds a NUL byte, so it names no file", path=path) from None
+    except OSError as error:
+        raise _explained(path, writable, error) from None
+    target = Target(path, kind, fd, posix.fstat(fd))
+    try:
+        if _kind(path, target.stat, character_devices) != kind:
+            raise Failure("{path} changed while it was opened; try again", path=path)
+        if kind == FILE and target.stat.st_size < 512:
+            what = "is empty" if target.stat.st_size == 0 else f"has {target.stat.st_size} bytes"
+            raise Failure(
+                "{path} " + what + ": a disk needs at least one sector of 512 bytes (truncate -s 1G {path} makes one)",
+                path=path,
+            )
+    except Failure:
+        target.close()
+        raise
+    return target
+
+
+def _kind(path: bytes, status: posix.stat_result, character_devices: bool) -> str:
+    mode = status.st_mode
+    if stat.S_ISREG(mode):
+        return FILE
+    if stat.S_ISBLK(mode) or (character_devices and stat.S_ISCHR(mode)):
+        return DEVICE
+    what = "no file or device"
+    for test, words in _KINDS:
+        if test(mode):
+            what = words
+    raise Failure("{path} is {what}; a disk is a block device or a plain file", path=path, what=what)
+
+
+def _explained(path: bytes, writable: bool, error: OSError) -> Failure:
+    """Return the sentence for a target that cannot be opened."""
+    number = error.errno or 0
+    if number == errno.ENOENT:
+        try:
+            link = posix.readlink(path)
+        except OSError:
+            return Failure("{path} does not exist", path=path)
+        return Failure("{path} is a link to {link}, which does not exist", path=path, link=link)
+    if writable and number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ETXTBSY):
+        return Failure(
+            "{path} cannot be opened for writing: {why}; make it writable or give the disk read-only (mode r)",
+            path=path,
+            why=posix.strerror(number),
+        )
+    return Failure("{path} cannot be opened: {why}", path=path, why=posix.strerror(number))

@@ -1,0 +1,52 @@
+"""The one error class of the house: a template and its fields, in words for a person.
+
+A failure says what was asked, what is in the way and what to do. ``status`` is what hotplug-status
+becomes (O7): ``error``, or ``busy`` where sharing is the reason.
+"""
+
+from vbdkit.protocol.nodes import BUSY, ERROR, HOTPLUG_ERROR_LIMIT
+
+
+class Failure(Exception):
+    """Something that cannot be done.
+
+    ``template`` is a str.format template, ``fields`` what it names: bytes (paths and store values, shown
+    printable), or anything that str() renders.
+    """
+
+    status = ERROR
+
+    def __init__(self, template: str, **fields: object) -> None:
+        """Keep template and fields; str() renders them."""
+        super().__init__(template)
+        self.template = template
+        self.fields = fields
+
+    def __str__(self) -> str:
+        """Return the sentence, on one line."""
+        return self.template.format(
+            **{name: shown(value) if isinstance(value, bytes) else value for name, value in self.fields.items()}
+        )
+
+
+class InUse(Failure):
+    """The target is in use elsewhere (O1, O2)."""
+
+    status = BUSY
+
+
+def shown(text: bytes) -> str:
+    """Return bytes as printable text on one line: UTF-8 where it is that, escapes for all else."""
+    decoded = text.decode("utf-8", "backslashreplace")
+    if decoded.isprintable():
+        return decoded
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded)
+
+
+def node_text(sentence: str) -> bytes:
+    """Return a sentence as a hotplug-error: UTF-8, on one line, at most HOTPLUG_ERROR_LIMIT bytes, cut with "..."."""
+    whole = " ".join(sentence.split("\n")).encode("utf-8", "backslashreplace")
+    if len(whole) <= HOTPLUG_ERROR_LIMIT:
+        return whole
+    cut = whole[: HOTPLUG_ERROR_LIMIT - 3].decode("utf-8", "ignore")
+    return cut.encode("utf-8") + b"..."
