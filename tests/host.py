@@ -1,0 +1,197 @@
+"""A host for block scripts in tests: a store, the stub that `vbdkit install` writes, and a toolstack's hand.
+
+Runs scripts as real processes with the environment of C3. What it binds or makes it takes back at the end.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vbdkit.protocol.invocation import build_invocation
+from vbdkit.protocol.vbd import backend_path
+from vbdkit.xenstore.client import Connection, StoreError
+
+PYTHON = "/usr/bin/python3"
+SOURCE = Path(__file__).parent.parent / "src"
+
+
+@dataclass
+class Result:
+    """How one run of a script ended: its status, output, and the vbd's backend nodes after it."""
+
+    status: int
+    output: str
+    nodes: dict[str, bytes]
+
+    @property
+    def error(self) -> str:
+        """The sentence in hotplug-error, or ""."""
+        return self.nodes.get("hotplug-error", b"").decode()
+
+    @property
+    def outcome(self) -> bytes:
+        """hotplug-status, or b""."""
+        return self.nodes.get("hotplug-status", b"")
+
+
+@dataclass
+class Host:
+    """One host: where its store listens, and where its script keeps records and locks."""
+
+    directory: Path
+    socket: Path
+    system: str = "linux"
+    own_domid: int = 0
+    loops: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Write the stub."""
+        self.run_dir = self.directory / "run"
+        self.lock_dir = self.directory / "lock"
+        self.script = self.directory / "block"
+        self.script.write_text(
+            f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, {str(SOURCE)!r})\n"
+            "from vbdkit.scripts.block import main\n"
+            f"main({self.system!r}, {os.fsencode(self.run_dir)!r}, {os.fsencode(self.lock_dir)!r})\n"
+        )
+        self.script.chmod(0o755)
+        self.loops = set(bound_loops())
+
+    def environment(self) -> dict[str, str]:
+        """What every client on this host needs."""
+        return {"XENSTORED_PATH": str(self.socket), "PATH": os.environ["PATH"]}
+
+    def connect(self, seconds: float = 10) -> Connection:
+        """A connection of the toolstack's."""
+        return Connection.open(time.monotonic() + seconds, {b"XENSTORED_PATH": os.fsencode(self.socket)})
+
+    def domain(self, domid: int, name: str = "", vm: str | None = "", **more: str) -> int:
+        """Make a live domain with a name and a vm path of its own; ``vm=None``: without that node."""
+        base = b"/local/domain/%d/" % domid
+        items = [(base + b"name", (name or f"guest{domid}").encode()), (base + b"domid", b"%d" % domid)]
+        if vm is not None:
+            items.append((base + b"vm", (vm or f"/vm/00000000-0000-0000-0000-{domid:012x}").encode()))
+        items += [(base + key.encode(), value.encode()) for key, value in more.items()]
+        with self.connect() as store:
+            store.write_many(items)
+        return domid
+
+    def vbd(
+        self,
+        domid: int,
+        params: bytes | str | Path | None,
+        mode: bytes | str | None = "w",
+        devid: int = 51712,
+        kind: str = "vbd",
+        state: str | None = "2",
+        **more: bytes,
+    ) -> "Disk":
+        """Write the nodes that libxl writes before it calls the script (I1-I3); None leaves a node out."""
+        relative = backend_path(None, kind.encode(), domid, devid)
+        front = b"/local/domain/%d/device/vbd/%d" % (domid, devid)
+        nodes: dict[bytes, bytes | None] = {
+            b"frontend": front,
+            b"frontend-id": b"%d" % domid,
+            b"script": os.fsencode(self.script),
+            b"online": b"1",
+            b"removable": b"0",
+            b"bootable": b"1",
+            b"dev": b"xvd" + bytes([97 + (devid - 51712) // 16]) if devid >= 51712 else b"hda",
+            b"type": b"phy",
+            b"device-type": b"disk",
+            b"discard-enable": b"1",
+            b"mode": mode.encode() if isinstance(mode, str) else mode,
+            b"params": None if params is None else os.fsencode(params),
+            b"state": None if state is None else state.encode(),
+        }
+        nodes |= {key.replace("_", "-").encode(): value for key, value in more.items()}
+        with self.connect() as store:
+            store.write_many([(relative + b"/" + key, value) for key, value in nodes.items() if value is not None])
+        return Disk(self, kind, domid, devid)
+
+    def disk(self, domid: int, params: bytes | str | Path, mode: str = "w", devid: int = 51712) -> "Disk":
+        """A live domain and its vbd, in one step."""
+        self.domain(domid)
+        return self.vbd(domid, params, mode, devid)
+
+    def close(self) -> None:
+        """Release the loop devices that tests left behind; say so, since no script may leave one."""
+        for name in set(bound_loops()) - self.loops:
+            subprocess.run(["losetup", "-d", name], check=False)
+
+
+@dataclass
+class Disk:
+    """One vbd on a host."""
+
+    host: Host
+    kind: str
+    domid: int
+    devid: int
+
+    @property
+    def path(self) -> bytes:
+        """Its backend path, relative as libxl gives it."""
+        return backend_path(None, self.kind.encode(), self.domid, self.devid)
+
+    def run(self, command: str, timeout: float = 60, extra: Mapping[str, str] = {}) -> Result:
+        """Run the host's script as the toolstack does."""
+        process = self.start(command, extra)
+        output = process.communicate(timeout=timeout)[0].decode()
+        return Result(process.returncode, output, self.nodes())
+
+    def start(self, command: str, extra: Mapping[str, str] = {}) -> "subprocess.Popen[bytes]":
+        """Start the script and return the process; its stdout and stderr are one pipe."""
+        host = self.host
+        argv, env = build_invocation(
+            host.system, os.fsencode(host.script), command, self.kind.encode(), self.domid, self.devid, host.own_domid
+        )
+        environment = host.environment() | {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()} | dict(extra)
+        return subprocess.Popen(
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def add(self) -> Result:
+        """Run ``add``."""
+        return self.run("add")
+
+    def remove(self) -> Result:
+        """Run ``remove``."""
+        return self.run("remove")
+
+    def nodes(self) -> dict[str, bytes]:
+        """All nodes of the backend directory; empty where there is no such directory."""
+        with self.host.connect() as store:
+            try:
+                names = store.list(self.path)
+            except StoreError as error:
+                if error.name != "ENOENT":
+                    raise
+                return {}
+            values = store.read_many([self.path + b"/" + name for name in names])
+            return {name.decode(): value for name, value in zip(names, values, strict=True) if value is not None}
+
+    def write(self, **nodes: bytes) -> None:
+        """Write nodes into the backend directory; ``_`` in a name stands for ``-``."""
+        with self.host.connect() as store:
+            store.write_many(
+                [(self.path + b"/" + key.replace("_", "-").encode(), value) for key, value in nodes.items()]
+            )
+
+    def forget(self) -> None:
+        """Delete the whole backend directory, as the toolstack does."""
+        with self.host.connect() as store:
+            store.remove(self.path)
+
+
+def bound_loops() -> list[str]:
+    """The loop devices of this machine that are bound to something."""
+    return sorted(f"/dev/{path.parent.name}" for path in Path("/sys/block").glob("loop*/loop"))
+
+
+def backing_file(loop: str | bytes) -> str:
+    """The file behind a loop device, as the kernel names it."""
+    return (Path("/sys/block") / os.fsdecode(loop).rpartition("/")[2] / "loop/backing_file").read_text().rstrip("\n")

@@ -1,0 +1,29 @@
+"""The one error class: sentences that stay on one line and fit their node (O7)."""
+
+import pytest
+
+from vbdkit.protocol.failure import Failure, InUse, node_text, shown
+
+
+def test_fields_are_rendered_and_bytes_made_printable() -> None:
+    failure = Failure("{path} is {what}", path=b"/srv/a\nb \xff", what="odd")
+    assert str(failure) == r"/srv/a\nb \xff is odd"
+    assert failure.status == b"error"
+    assert InUse("x").status == b"busy"
+
+
+@pytest.mark.parametrize("text", [b"{path}", b"{}", b"{0}", b"%s", b"}{"])
+def test_braces_in_values_are_text(text: bytes) -> None:
+    assert str(Failure("{path} x", path=text)) == text.decode() + " x"
+
+
+def test_utf8_stays_what_it_is() -> None:
+    assert shown("/srv/größe 日本".encode()) == "/srv/größe 日本"
+
+
+def test_a_long_sentence_is_cut_at_1024_bytes_and_whole_characters() -> None:
+    text = node_text("ä" * 2000)
+    assert len(text) <= 1024
+    assert text.endswith(b"...")
+    assert text[:-3].decode() == "ä" * (len(text[:-3]) // 2)
+    assert node_text("a\nb") == b"a b"
