@@ -69,7 +69,10 @@ class Lock:
         try:
             fd = posix.open(self.path, flags, 0o600)
         except FileNotFoundError:
-            posix.mkdir(self._directory, 0o755)
+            try:
+                posix.mkdir(self._directory, 0o755)
+            except FileExistsError:
+                pass  # another script was faster
             return
         try:
             try:

@@ -62,7 +62,10 @@ class Records:
             try:
                 fd = posix.open(fresh, flags, 0o600)
             except FileNotFoundError:
-                posix.mkdir(self.directory, 0o700)
+                try:
+                    posix.mkdir(self.directory, 0o700)
+                except FileExistsError:
+                    pass  # another script was faster
                 fd = posix.open(fresh, flags, 0o600)
             try:
                 _write(fd, f"{VERSION}\n{_lines(facts)}")
