@@ -4,7 +4,7 @@ export PYTHON
 # pytest's arguments: make check PYTEST='tests/engine -x'
 PYTEST ?= tests
 
-.PHONY: help try check lint types test bench check-xen wheel clean
+.PHONY: help try check lint types test bench check-xen check-xen-short wheel clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -33,6 +33,9 @@ bench: .setup	## timings beside Xen's stock scripts
 
 check-xen: .setup	## the same on a real Xen under QEMU (root, apt; minutes)
 	.venv/bin/python -m tests.xenrig
+
+check-xen-short: .setup	## one guest with a disk, one refused (what CI runs)
+	.venv/bin/python -m tests.xenrig --short
 
 wheel: .setup	## build dist/*.whl
 	.venv/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .

@@ -1,0 +1,123 @@
+"""`make check-xen`: vbdkit's block script on a real Xen with real guests.
+
+Builds the rig if it is not built, makes a wheel of this checkout, installs it in dom0 with `vbdkit install` and runs
+the cases (cases.py). Every check prints a line; the last line is "N passed, N failed". The exit status is 1 if any
+failed.
+
+Where the rig cannot be built (not root, no apt, no network) it says so and ends with 0; with CI=true in the environment
+that is a failure. $RIG names the cache, by default ~/.cache/vbdkit-xenrig (2 GB).
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import build
+from .cases import CASES, OWN_MACHINE, SHORT
+from .rig import Rig, RigError
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+class Tally:
+    """Passes dom0's output on as it comes and keeps the verdicts in it."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+        self.verdicts: list[str] = []
+
+    def __call__(self, data: bytes) -> None:
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            text = line.decode(errors="replace").rstrip("\r")
+            print(text, flush=True)
+            if text.startswith(("PASS ", "FAIL ")):
+                self.verdicts.append(text)
+
+    def fail(self, case: str, what: str) -> None:
+        self(f"FAIL {case}: {what}\n".encode())
+
+    def about(self, case: str) -> bool:
+        return any(line[5:].startswith(f"{case}: ") for line in self.verdicts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.xenrig", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help=f"only {' and '.join(SHORT)}: what CI runs")
+    parser.add_argument(
+        "--case", action="append", choices=CASES, metavar="NAME", help="only this case; may be repeated"
+    )
+    parser.add_argument("--list", action="store_true", help="list the cases and end")
+    parser.add_argument("--stock", action="store_true", help="leave Xen's own scripts in place, to compare")
+    parser.add_argument(
+        "--xenstored",
+        choices=("xenstored", "oxenstored"),
+        default="oxenstored",
+        help="which of Xen's two store daemons",
+    )
+    options = parser.parse_args()
+    if options.list:
+        for name, case in CASES.items():
+            print(f"{name:10} {(case.__doc__ or '').strip()}")
+        return 0
+    names = options.case or (SHORT if options.short else list(CASES))
+    cache = Path(os.environ.get("RIG") or Path.home() / ".cache/vbdkit-xenrig")
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        build.ensure_built(cache)
+    except build.CannotBuild as reason:
+        print(f"skipped: {reason}")
+        return int(os.environ.get("CI") == "true")
+    tally = Tally()
+    together = [name for name in names if name not in OWN_MACHINE]
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = None if options.stock else _wheel(Path(folder))
+        if together:
+            _run(tally, Rig(cache, xenstored=options.xenstored), together, wheel, cache / "logs")
+        for name in names:
+            if name in OWN_MACHINE:
+                big = Rig(cache, xenstored=options.xenstored, memory=8192, cold=True)
+                _run(tally, big, [name], wheel, cache / "logs" / name)
+    return _summary(tally, cache / "logs")
+
+
+def _wheel(folder: Path) -> Path:
+    """This checkout as a wheel, made the way `make wheel` makes it."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, "-w", str(folder), str(CHECKOUT)], check=True)
+    return next(folder.glob("*.whl"))
+
+
+def _run(tally: Tally, rig: Rig, names: list[str], wheel: Path | None, logs: Path) -> None:
+    files = {"tests/xenrig": Path(__file__).parent}
+    command = ["python3", "-m", "tests.xenrig.dom0"]
+    if wheel:
+        files["vbdkit.whl"] = wheel
+        command += ["--wheel", "vbdkit.whl"]
+    began = time.monotonic()
+    try:
+        rig.run([*command, *names], files, limit=300 + 120 * len(names), out=logs, on_output=tally)
+    except RigError as error:
+        tally.fail(names[0], f"the rig: {error}")
+    for name in names:
+        if not tally.about(name):
+            tally.fail(name, "did not run")
+    print(f"     {', '.join(names)}: {time.monotonic() - began:.0f} s with the boot of dom0")
+
+
+def _summary(tally: Tally, logs: Path) -> int:
+    failed = [line for line in tally.verdicts if line.startswith("FAIL")]
+    if failed:
+        print(f"\nlogs of dom0 are in {logs}; what failed:", *failed, sep="\n")
+    print(f"{len(tally.verdicts) - len(failed)} passed, {len(failed)} failed")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
