@@ -1,0 +1,78 @@
+"""Prints what was measured: as a table for people, or as JSON. Measures nothing."""
+
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+
+from .contenders import FLOOR, Bench, Figures
+
+# What vbdkit set out to reach, in multiples of the floor or in milliseconds; shown beside the results.
+GOALS = {"ours add file": 1.4, "ours add device": 1.4, "ours remove file": 1.3, "ours remove device": 1.3}
+LOCK_GOAL_MS = 1.0
+GROWTH_GOALS = {1000: 5.5}
+
+
+def machine(versions: dict[str, str]) -> dict[str, str]:
+    """Where the figures come from."""
+    models = (
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line
+    )
+    return {
+        "cpu": f"{next(models, platform.machine())}, {os.cpu_count()} cores",
+        "kernel": platform.release(),
+        **versions,
+    }
+
+
+def as_json(bench: Bench, versions: dict[str, str]) -> str:
+    """All of it, with every sample, in seconds."""
+    growth = {str(count): _summaries(figures) for count, figures in bench.growth.items()}
+    whole = {"machine": machine(versions), "times": _summaries(bench.times), "lock": _summaries(bench.locks)}
+    return json.dumps({**whole, "other vbds": growth}, indent=1)
+
+
+def as_table(bench: Bench, versions: dict[str, str]) -> str:
+    """Medians with the 90th percentile, in milliseconds."""
+    lines = [f"{name:8} {value}" for name, value in machine(versions).items()]
+    head = f"{'':30}{'median':>9}{'p90':>9}{'min':>9}{'n':>5}"
+    lines += ["", f"{head}{'x floor':>9}{'goal':>9}"]
+    lines += _rows(bench.times, GOALS)
+    lines += ["", f"{head}{'':>9}{'goal':>9}   the lock is held, ms"]
+    for name, values in bench.locks.samples.items():
+        goal = f"{LOCK_GOAL_MS:.1f}" if name.startswith("ours") else ""
+        row = f"{_row(name, values)}{'':>9}{goal:>9}" if values else f"{name:30} takes no lock"
+        lines.append(row.rstrip())
+    lines += ["", f"{head}{'x floor':>9}{'goal':>9}   add beside other vbds"]
+    for count, figures in bench.growth.items():
+        goals = {"ours add device": GROWTH_GOALS[count]} if count in GROWTH_GOALS else {}
+        kept = {name: values for name, values in figures.samples.items() if " add " in name or name == FLOOR}
+        lines += [f"{count} others", *("  " + row for row in _rows(Figures(kept), goals))]
+    return "\n".join(lines)
+
+
+def _rows(figures: Figures, goals: dict[str, float]) -> list[str]:
+    floor = statistics.median(figures.samples[FLOOR])
+    rows = []
+    for name, values in figures.samples.items():
+        goal = f"{goals[name]:.1f}" if name in goals else ""
+        rows.append(f"{_row(name, values)}{statistics.median(values) / floor:9.2f}{goal:>9}".rstrip())
+    return rows
+
+
+def _row(name: str, values: list[float]) -> str:
+    numbers = (statistics.median(values), _p90(values), min(values))
+    return f"{name:30}" + "".join(f"{number * 1000:9.3f}" for number in numbers) + f"{len(values):5}"
+
+
+def _p90(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * 9 // 10)]
+
+
+def _summaries(figures: Figures) -> dict[str, dict[str, object]]:
+    return {
+        name: {"median": statistics.median(values), "p90": _p90(values), "n": len(values), "samples": values}
+        for name, values in figures.samples.items()
+        if values
+    }

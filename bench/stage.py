@@ -1,0 +1,198 @@
+"""What a block script finds when libxl starts it: a C xenstored with the nodes of guests, a disk, the environment.
+
+xenstored and the stock scripts are Debian's own, brought by tests/realstore; nothing is installed. The disks are real:
+a file, and a loop device that is bound to another file. A Stage takes away all that it made.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+CHECKOUT = Path(__file__).parents[1]
+REALSTORE = CHECKOUT / "tests/realstore/realstore"
+PYTHON = "/usr/bin/python3"
+LOCK = Path("/run/xen-hotplug/block")
+LOGS = Path("/var/log/xen")  # compiled into the stock scripts; they fail where it is missing
+GUEST = 7  # domid of the guest whose disk is attached
+DEVID = 51712
+FIRST_OTHER = 1000  # domid of the first of the other guests
+OTHER_MAJOR = 0x1F0  # no driver has this major number, so that no other guest has a disk that is here
+IMAGE_BYTES = 64 << 20
+# Arguments of one xenstore-write: far below the kernel's limit.
+NODES_AT_ONCE = 1500
+
+
+class CannotBench(Exception):
+    """The machine lacks something; the message is one line for people."""
+
+
+class Stage:
+    """A context manager; everything is under `folder`, a temporary one."""
+
+    def __init__(self) -> None:
+        if os.geteuid() != 0:
+            raise CannotBench("it needs root: it makes loop devices")
+        self.folder = Path(tempfile.mkdtemp(prefix="vbdkit-bench."))
+        self.store = 0  # xenstored's pid
+        self.others = 0
+        self.loop = ""
+        self._made_logs = not LOGS.exists()
+        self._made_locks = not LOCK.parent.exists()
+
+    def __enter__(self) -> "Stage":
+        try:
+            self._set_up()
+        except BaseException:
+            self._take_down()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._take_down()
+
+    def _set_up(self) -> None:
+        self.tools = Path(_output(str(REALSTORE), "bin")).parent / "root/usr"
+        self.stock = self.folder / "stock"
+        _output(str(REALSTORE), "scripts", str(self.stock))
+        self.log = self.folder / "log"
+        self.socket = self.folder / "store/socket"
+        self.store = int(_output(str(REALSTORE), "start", str(self.socket.parent)))
+        self.ours = self.folder / "ours"
+        self.ours.mkdir()
+        vbdkit = str(CHECKOUT / ".venv/bin/vbdkit")
+        _output(vbdkit, "install", "--scripts-dir", str(self.ours), "--python", PYTHON)
+        self.file = self.folder / "file.img"
+        backing = self.folder / "device.img"
+        for path in (self.file, backing):
+            with path.open("wb") as image:
+                image.truncate(IMAGE_BYTES)
+        self.loop = _output("losetup", "-f", "--show", str(backing))
+        for path in (LOGS, LOCK.parent):
+            path.mkdir(parents=True, exist_ok=True)
+        self._write({"/local/domain/0/domid": "0", "/local/domain/0/name": "Domain-0"} | _domain(GUEST))
+
+    def _take_down(self) -> None:
+        if self.store:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.store, signal.SIGTERM)
+                while True:  # until it is gone
+                    time.sleep(0.01)
+                    os.kill(self.store, 0)
+        for bound in Path("/sys/block").glob("loop*/loop/backing_file"):
+            if bound.read_text().startswith(f"{self.folder}/"):
+                subprocess.run(["losetup", "-d", f"/dev/{bound.parts[3]}"], check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._made_logs:
+            shutil.rmtree(LOGS, ignore_errors=True)
+        if self._made_locks:
+            with contextlib.suppress(OSError):
+                LOCK.parent.rmdir()
+
+    def environment(self, script: Path) -> dict[str, str]:
+        """What libxl gives a script (C3), and where the store and its tools are.
+
+        LD_LIBRARY_PATH is for the tools, which are not installed; it costs each process some 20 us.
+        """
+        return {
+            "PATH": f"{self.tools}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LD_LIBRARY_PATH": f"{self.tools}/lib/x86_64-linux-gnu",
+            "XENSTORED_PATH": str(self.socket),
+            "XENBUS_PATH": f"backend/vbd/{GUEST}/{DEVID}",
+            "XENBUS_TYPE": "vbd",
+            "XENBUS_BASE_PATH": "backend",
+            "script": str(script),
+        }
+
+    def new_disk(self, target: str) -> None:
+        """The nodes that libxl writes before `add`, the backend driver's state 2 among them (I1, I3)."""
+        frontend = f"/local/domain/{GUEST}/device/vbd/{DEVID}"
+        nodes = {"frontend": frontend, "params": target, "script": "/etc/xen/scripts/block", "frontend-id": str(GUEST)}
+        nodes |= {"online": "1", "removable": "0", "bootable": "1", "state": "2", "dev": "xvda", "type": "phy"}
+        nodes |= {"mode": "w", "device-type": "disk", "discard-enable": "1"}
+        self._write({f"{_backend(GUEST)}/{name}": value for name, value in nodes.items()})
+        self._write({f"{frontend}/backend": _backend(GUEST), f"{frontend}/backend-id": "0", f"{frontend}/state": "1"})
+
+    def check_attached(self) -> None:
+        """Whether `add` did its work: a script that does nothing is fast."""
+        status, number = self._read("hotplug-status", "physical-device")
+        if status != "connected" or ":" not in number:
+            raise CannotBench(f"add left hotplug-status {status!r}, physical-device {number!r}")
+
+    def closed(self) -> None:
+        """As the backend driver leaves the nodes before `remove`."""
+        self._write({f"{_backend(GUEST)}/state": "6", f"{_backend(GUEST)}/online": "0"})
+
+    def no_disk(self) -> None:
+        """The nodes go, as after `remove`; the file must not be bound any more."""
+        for path in (_backend(GUEST), f"/local/domain/{GUEST}/device"):
+            self._tool("rm", path)
+        bound = _output("losetup", "-j", str(self.file))
+        if bound:
+            raise CannotBench(f"remove left a loop device: {bound}")
+
+    def set_others(self, count: int) -> None:
+        """Let there be `count` other guests, with a disk each. Their number can only grow."""
+        nodes: dict[str, str] = {}
+        for number in range(self.others, count):
+            domid = FIRST_OTHER + number
+            disk = {"frontend": f"/local/domain/{domid}/device/vbd/{DEVID}", "frontend-id": str(domid), "mode": "w"}
+            disk |= {"params": f"/srv/disks/{domid}", "type": "phy", "state": "4", "online": "1", "dev": "xvda"}
+            disk |= {"physical-device": f"{OTHER_MAJOR:x}:{number:x}", "physical-device-path": f"/srv/disks/{domid}"}
+            disk |= {"hotplug-status": "connected", "script": "/etc/xen/scripts/block"}
+            nodes |= _domain(domid) | {f"{_backend(domid)}/{name}": value for name, value in disk.items()}
+        self._write(nodes)
+        self.others = count
+
+    def _write(self, nodes: dict[str, str]) -> None:
+        pairs = [word for pair in nodes.items() for word in pair]
+        for start in range(0, len(pairs), NODES_AT_ONCE * 2):
+            self._tool("write", *pairs[start : start + NODES_AT_ONCE * 2])
+
+    def _read(self, *names: str) -> list[str]:
+        return self._tool("read", *(f"{_backend(GUEST)}/{name}" for name in names)).splitlines()
+
+    def _tool(self, verb: str, *arguments: str) -> str:
+        command = f"{self.tools}/bin/xenstore-{verb}"
+        return _output(command, *arguments, environment=self.environment(Path("/none")))
+
+    def versions(self) -> dict[str, str]:
+        """Of what is compared: Debian's package, the interpreter."""
+        package = next((self.tools.parents[1] / "debs").glob("xen-utils-common_*"))
+        return {
+            "xen": _output("dpkg-deb", "-f", str(package), "Version"),
+            "python": _output(PYTHON, "--version"),
+            "syslog": "yes" if Path("/dev/log").exists() else "no (logging costs more in a dom0 that has one)",
+        }
+
+
+def _backend(domid: int) -> str:
+    return f"/local/domain/0/backend/vbd/{domid}/{DEVID}"
+
+
+def _domain(domid: int) -> dict[str, str]:
+    """The nodes of a running guest that a sharing check may read."""
+    uuid = f"00000000-0000-4000-8000-{domid:012x}"
+    path = f"/local/domain/{domid}"
+    return {
+        f"{path}/vm": f"/vm/{uuid}",
+        f"{path}/name": f"guest-{domid}",
+        f"{path}/domid": str(domid),
+        f"/vm/{uuid}/name": f"guest-{domid}",
+        f"/vm/{uuid}/uuid": uuid,
+    }
+
+
+def _output(*command: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        name = " ".join(command[:2])
+        raise CannotBench(f"{name} failed: {(done.stderr or done.stdout).strip() or done.returncode}")
+    return done.stdout.strip()
