@@ -6,10 +6,13 @@ Runs scripts as real processes with the environment of C3. What it binds or make
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
+from tests.need import need_loop_devices
 from vbdkit.protocol.invocation import build_invocation
 from vbdkit.protocol.vbd import backend_path
 from vbdkit.xenstore.client import Connection, StoreError
@@ -59,6 +62,10 @@ class Host:
         )
         self.script.chmod(0o755)
         self.loops = set(bound_loops())
+        with self.connect() as store:
+            for tree in (b"/local", b"/vm", b"/libxl"):
+                if store.exists(tree):
+                    store.remove(tree)
 
     def environment(self) -> dict[str, str]:
         """What every client on this host needs."""
@@ -195,3 +202,12 @@ def bound_loops() -> list[str]:
 def backing_file(loop: str | bytes) -> str:
     """The file behind a loop device, as the kernel names it."""
     return (Path("/sys/block") / os.fsdecode(loop).rpartition("/")[2] / "loop/backing_file").read_text().rstrip("\n")
+
+
+@pytest.fixture
+def host(tmp_path: Path, store_socket: Path) -> Iterator[Host]:
+    """A Linux host with loop devices, as root."""
+    need_loop_devices()
+    made = Host(tmp_path, store_socket)
+    yield made
+    made.close()

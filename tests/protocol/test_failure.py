@@ -2,7 +2,7 @@
 
 import pytest
 
-from vbdkit.protocol.failure import Failure, InUse, node_text, shown
+from vbdkit.protocol.failure import Failure, InUse, shown
 
 
 def test_fields_are_rendered_and_bytes_made_printable() -> None:
@@ -22,8 +22,15 @@ def test_utf8_stays_what_it_is() -> None:
 
 
 def test_a_long_sentence_is_cut_at_1024_bytes_and_whole_characters() -> None:
-    text = node_text("ä" * 2000)
+    text = Failure("ä" * 2000).node_text()
     assert len(text) <= 1024
     assert text.endswith(b"...")
     assert text[:-3].decode() == "ä" * (len(text[:-3]) // 2)
-    assert node_text("a\nb") == b"a b"
+    assert Failure("a\nb").node_text() == b"a b"
+
+
+def test_a_long_field_loses_its_middle_and_the_sentence_stays_whole() -> None:
+    text = Failure("{path} is empty", path=b"/begin" + b"x" * 4000 + b"end").node_text().decode()
+    assert len(text) <= 1024
+    assert text.startswith("/begin")
+    assert text.endswith("end is empty")

@@ -3,7 +3,7 @@
 A directory that the toolstack has removed meanwhile is never made again by a write of ours.
 """
 
-from vbdkit.protocol.failure import Failure, node_text
+from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import CONNECTED, HOTPLUG_ERROR, HOTPLUG_STATUS, OUTPUT, PARAMS
 from vbdkit.xenstore.client import StoreError
 
@@ -44,7 +44,7 @@ def failed(store: "Connection", vbd: "Vbd", failure: Failure, forget: bool) -> N
             return
         if forget:
             _remove(store, vbd, OUTPUT, tx)
-        items = [(vbd.node(HOTPLUG_ERROR), node_text(str(failure))), (vbd.node(HOTPLUG_STATUS), failure.status)]
+        items = [(vbd.node(HOTPLUG_ERROR), failure.node_text()), (vbd.node(HOTPLUG_STATUS), failure.status)]
         store.write_many(items, tx)
 
     store.transaction(body)

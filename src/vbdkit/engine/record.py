@@ -1,7 +1,7 @@
-r"""What vbdkit made for one vbd, kept outside the store: one small file per vbd under /run/vbdkit.
+"""What vbdkit made for one vbd, kept outside the store: one small file per vbd under /run/vbdkit.
 
 Written by rename before the first side effect (the intent), then lengthened by a line for what was made. A
-file of lines ``key value`` in ASCII; values are escaped as in Python strings; the first line names the
+file of lines ``key value`` in ASCII; values are escaped as in URLs; the first line names the
 version; a last line without its newline was cut by a kill and does not count.
 """
 
@@ -124,8 +124,16 @@ def _lines(facts: "dict[str, str]") -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.encode("unicode_escape").decode("ascii")
+    """Escape what is not printable ASCII, and ``%``, as in an URL."""
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return text
+    data = text.encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if 32 <= byte < 127 and byte != 37 else f"%{byte:02x}" for byte in data)
 
 
 def _unescaped(text: str) -> str:
-    return text.encode("ascii").decode("unicode_escape")
+    if "%" not in text:
+        return text
+    head, *rest = text.encode("ascii").split(b"%")
+    data = head + b"".join(bytes((int(part[:2], 16),)) + part[2:] for part in rest)
+    return data.decode("utf-8", "surrogateescape")

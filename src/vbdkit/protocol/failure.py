@@ -24,9 +24,26 @@ class Failure(Exception):
 
     def __str__(self) -> str:
         """Return the sentence, on one line."""
-        return self.template.format(
-            **{name: shown(value) if isinstance(value, bytes) else value for name, value in self.fields.items()}
-        )
+        return self._rendered(0)
+
+    def node_text(self) -> bytes:
+        """Return the sentence as a hotplug-error: UTF-8, on one line, at most HOTPLUG_ERROR_LIMIT bytes.
+
+        Where it is longer, the middle of long fields is left out, so that what is wrong stays.
+        """
+        for longest in (0, 200, 60, 20):
+            text = self._rendered(longest).replace("\n", " ").encode("utf-8", "backslashreplace")
+            if len(text) <= HOTPLUG_ERROR_LIMIT:
+                return text
+        return text[: HOTPLUG_ERROR_LIMIT - 3].decode("utf-8", "ignore").encode("utf-8") + b"..."
+
+    def _rendered(self, longest: int) -> str:
+        """Render with fields of at most ``longest`` characters, 0 for any number."""
+        fields = {}
+        for name, value in self.fields.items():
+            text = shown(value) if isinstance(value, bytes) else str(value)
+            fields[name] = text[: longest // 2] + "..." + text[-longest // 2 :] if 0 < longest < len(text) else text
+        return self.template.format(**fields)
 
 
 class InUse(Failure):
@@ -41,12 +58,3 @@ def shown(text: bytes) -> str:
     if decoded.isprintable():
         return decoded
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded)
-
-
-def node_text(sentence: str) -> bytes:
-    """Return a sentence as a hotplug-error: UTF-8, on one line, at most HOTPLUG_ERROR_LIMIT bytes, cut with "..."."""
-    whole = " ".join(sentence.split("\n")).encode("utf-8", "backslashreplace")
-    if len(whole) <= HOTPLUG_ERROR_LIMIT:
-        return whole
-    cut = whole[: HOTPLUG_ERROR_LIMIT - 3].decode("utf-8", "ignore")
-    return cut.encode("utf-8") + b"..."

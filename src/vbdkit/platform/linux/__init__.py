@@ -3,6 +3,7 @@
 import errno
 import posix
 import stat
+import sys
 from fcntl import ioctl
 
 from vbdkit.platform import Backing
@@ -13,6 +14,9 @@ from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import NODE, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
 from vbdkit.storage.chain import ABOVE, BELOW, BLOCK, ITSELF, Chain, block_identity, file_identity
 from vbdkit.storage.sharing import EXCLUSIVE, MOUNT, User
+
+# linux/fs.h, where a pointer has 8 bytes
+_BLKGETSIZE64 = 0x80081272
 
 __all__ = [
     "bind",
@@ -31,13 +35,31 @@ __all__ = [
 
 def device(target: Target, writable: bool) -> Backing:
     """Use a block device as it is. Raises Failure where ``w`` is asked of one that cannot be written (O8)."""
-    if writable and int.from_bytes(ioctl(target.fd, loops.BLKROGET, bytes(4)), "little") != 0:
+    if not int.from_bytes(ioctl(target.fd, _BLKGETSIZE64, bytes(8)), sys.byteorder) and not _removable(target.stat):
+        raise Failure("{path} is a device without a medium or a connection (its size is 0)", path=target.path)
+    if writable and int.from_bytes(ioctl(target.fd, loops.BLKROGET, bytes(4)), sys.byteorder):
         raise Failure(
             "{path} is a read-only device; give the disk read-only (mode r), or make it writable "
             "(blockdev --setrw {path})",
             path=target.path,
         )
     return Backing(target.path, target.stat.st_rdev, {})
+
+
+def _removable(status: posix.stat_result) -> bool:
+    """Whether a device is a drive that may be empty for now, as for a guest's CD-ROM."""
+    try:
+        fd = posix.open(b"/sys/dev/block/%d:%d/removable" % _numbers(status.st_rdev), posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return posix.read(fd, 1) == b"1"
+    finally:
+        posix.close(fd)
+
+
+def _numbers(rdev: int) -> "tuple[int, int]":
+    return posix.major(rdev), posix.minor(rdev)
 
 
 def plan(target: Target) -> "dict[str, str]":
@@ -165,6 +187,8 @@ def identify(path: bytes) -> "tuple[int, int] | None":
 def published(value: bytes) -> "tuple[int, int] | None":
     """Return the identity that a ``physical-device`` node names: hex in any spelling. Raises ValueError."""
     major, _, minor = value.partition(b":")
+    if not (major.isalnum() and minor.isalnum()):
+        raise ValueError("not two numbers")  # int() would take a sign or an underscore
     try:
         return (BLOCK, posix.makedev(int(major, 16), int(minor, 16)))
     except OverflowError as error:
@@ -174,6 +198,6 @@ def published(value: bytes) -> "tuple[int, int] | None":
 def nodes(backing: Backing) -> "list[tuple[bytes, bytes]]":
     """Return the nodes that blkback and the toolstack read; physical-device, which wakes the driver, last (O3, O6)."""
     assert backing.rdev is not None
-    number = b"%x:%x" % (posix.major(backing.rdev), posix.minor(backing.rdev))
+    number = b"%x:%x" % _numbers(backing.rdev)
     wanted = [(PHYSICAL_DEVICE_PATH, backing.device), (PHYSICAL_DEVICE, number)]
     return [(NODE, backing.device), *wanted] if backing.made else wanted
