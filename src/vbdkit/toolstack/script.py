@@ -1,0 +1,94 @@
+"""Running a block script as libxl does (C3-C6): argv, environment, descriptors, the time limit, the error.
+
+Source: libxl_exec.c and libxl_aoutils.c of Xen for the descriptors and the kill, libxl_{linux,freebsd,netbsd}.c
+for the arguments (protocol/invocation.py holds those).
+"""
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vbdkit.protocol.invocation import build_invocation
+from vbdkit.protocol.nodes import HOTPLUG_ERROR
+from vbdkit.protocol.vbd import backend_path
+
+if TYPE_CHECKING:
+    from vbdkit.xenstore.client import Connection
+
+# libxl's LIBXL_HOTPLUG_TIMEOUT, in seconds.
+HOTPLUG_TIMEOUT = 40.0
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """How one run of a script ended.
+
+    ``status`` is the exit status, negative for a signal. ``killed``: the time limit was up; ``error`` is then
+    None, since libxl does not read hotplug-error in that case. ``seconds`` is wall-clock time. ``output`` is what
+    came on stdout and stderr, in that order of writing.
+    """
+
+    status: int
+    killed: bool
+    seconds: float
+    output: bytes
+    error: bytes | None
+
+
+def run_script(
+    store: "Connection",
+    system: str,
+    script: bytes,
+    command: str,
+    domid: int,
+    devid: int,
+    *,
+    kind: bytes = b"vbd",
+    own_domid: int = 0,
+    environ: Mapping[bytes, bytes] | None = None,
+    timeout: float = HOTPLUG_TIMEOUT,
+    process_group: int | None = None,
+) -> ScriptRun:
+    """Run ``script`` with ``command`` (ADD or REMOVE) for a vbd of guest ``domid`` and wait for it.
+
+    ``environ`` is the environment that it inherits (ours where None). ``process_group`` 0 puts it out of reach
+    of the terminal's Ctrl-C, which libxl does not do. Raises OSError where the script cannot be started,
+    StoreError where the store ends.
+    """
+    argv, additions = build_invocation(system, script, command, kind, domid, devid, own_domid)
+    inherited = dict(os.environb if environ is None else environ)
+    # A file, not a pipe: children that outlive the script keep a pipe open, and reading it would not end.
+    with tempfile.TemporaryFile() as output:
+        begun = time.monotonic()
+        process = subprocess.Popen(
+            argv,
+            env={**inherited, **additions},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=process_group,
+        )
+        # Popen.wait(timeout) sleeps between looks, which would be half of what is measured here.
+        limit = threading.Timer(timeout, process.send_signal, [signal.SIGKILL])
+        limit.start()
+        try:
+            process.wait()
+            seconds = time.monotonic() - begun
+        finally:
+            limit.cancel()
+            # Only this process (C6): what it started lives on. It is still there only where we are being ended.
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        killed = process.returncode == -signal.SIGKILL and seconds >= timeout
+        output.seek(0)
+        said = output.read()
+    error = None
+    if process.returncode != 0 and not killed:
+        (error,) = store.read_many([backend_path(own_domid, kind, domid, devid) + b"/" + HOTPLUG_ERROR])
+    return ScriptRun(process.returncode, killed, seconds, said, error)
