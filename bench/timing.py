@@ -2,12 +2,12 @@
 
 How long: from before posix_spawn until wait4 has returned, with the monotonic clock.
 
-The lock: no tracer, for that slows down what it measures, and a script of many processes most. Instead inotify tells
-this process, which waits at real-time priority and so wakes within some 20 us, that somebody opens the lock's file and
-that it is unlinked. Opening comes a little before holding (Xen's own script starts flock(1) in between), so from then
-on /proc/locks is read ten times a millisecond until the kernel lists the flock. What is returned is an upper bound:
-from the last look at which it was not held yet to the news of the unlink, from which on the next script makes a file
-of its own.
+The lock: no tracer, for that slows down what it measures, and a script of many processes most; and not /proc/locks,
+for reading it makes every flock(2) of the machine wait for milliseconds (fs/locks.c takes file_rwsem for writing).
+Instead inotify tells this process when the lock's file is opened and when it is unlinked, from which on the next script
+makes a file of its own. To hear of both at once it has real-time priority and shares a core with the script, since
+waking another core can take long on a virtual machine. What is returned is an upper bound: opening comes before
+holding, in Xen's own script by the start of flock(1), a millisecond or so.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-LOOK_AGAIN = 100e-6  # seconds between two looks at /proc/locks
 # sys/inotify.h
 IN_OPEN, IN_CREATE, IN_DELETE = 0x20, 0x100, 0x200
 _NOTHING = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
@@ -59,36 +58,28 @@ def duration(command: Command) -> float:
 
 
 def lock_held(command: Command, lock: Path) -> float | None:
-    """Seconds for which the process, or one that it started, held flock on `lock`; None if it took no lock.
+    """Seconds from the opening of `lock` by the process, or one that it started, to its unlink; None: it took no lock.
 
     Raises ProcessFailed.
     """
+    began = held = None
     with _news_of(lock.parent) as news, _urgent():
         process = command.start()
         ended = os.pidfd_open(process)
-        began: int | None = None
-        held: float | None = None
-        seen = False  # in /proc/locks
-        try:
-            while True:
-                looking = began is not None and not seen and held is None
-                ready, _, _ = select.select([news, ended], [], [], LOOK_AGAIN if looking else None)
-                now = time.perf_counter_ns()
-                if news in ready:
-                    mask = _masks(os.read(news, 4096))
-                    if began is None and mask & (IN_OPEN | IN_CREATE):
-                        began = now
-                    if began is not None and mask & IN_DELETE:
-                        held = (now - began) / 1e9
-                if began is not None and not seen and held is None:
-                    seen = _is_held(lock)
-                    if not seen:
-                        began = now
-                if ready == [ended]:
-                    break
-            _, status, _ = os.wait4(process, 0)
-        finally:
-            os.close(ended)
+        ready: list[int] = []
+        now = time.perf_counter_ns()
+        while ready != [ended]:
+            before = now
+            ready, _, _ = select.select([news, ended], [], [])
+            now = time.perf_counter_ns()
+            if news in ready:
+                mask = _masks(os.read(news, 4096))
+                if began is None and mask & (IN_OPEN | IN_CREATE):
+                    began = before if mask & IN_DELETE else now
+                if began is not None and mask & IN_DELETE:
+                    held = (now - began) / 1e9
+        os.close(ended)
+        _, status, _ = os.wait4(process, 0)
     command.check(status)
     return held
 
@@ -117,27 +108,16 @@ def _masks(events: bytes) -> int:
 
 @contextlib.contextmanager
 def _urgent() -> Iterator[None]:
-    """Go before all other processes when there is something to do; what is started meanwhile does not.
+    """Go before all other processes when there is something to do, on the core of what is started meanwhile.
 
-    Containers may forbid it; the bound is then as loose as the machine is busy.
+    Containers may forbid the priority; the bound is then as loose as the machine is busy.
     """
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     try:
         yield
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    # "1: FLOCK  ADVISORY  WRITE 4711 00:18:123 0 EOF"; a waiter has "->" behind the number.
-    inode = f"{os.major(there.st_dev):02x}:{os.minor(there.st_dev):02x}:{there.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        words = line.split()
-        if words[1] == "FLOCK" and words[5] == inode:
-            return True
-    return False
+        os.sched_setaffinity(0, cores)

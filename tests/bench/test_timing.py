@@ -9,8 +9,8 @@ from bench.timing import Command, ProcessFailed, duration, lock_held
 
 HOLD = """
 import fcntl, os, sys, time
-lock = open(sys.argv[1], "w")
 time.sleep(0.3)
+lock = open(sys.argv[1], "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 time.sleep(0.2)
 os.unlink(sys.argv[1])
@@ -31,7 +31,7 @@ def test_a_failure_is_no_figure(tmp_path: Path) -> None:
         duration(_python(tmp_path, "print('why'); raise SystemExit(3)"))
 
 
-def test_the_lock_is_held_from_flock_to_unlink_not_from_open_to_exit(tmp_path: Path) -> None:
+def test_the_lock_is_held_from_open_to_unlink_not_from_start_to_exit(tmp_path: Path) -> None:
     lock = tmp_path / "locks" / "block"
     lock.parent.mkdir()
     held = lock_held(_python(tmp_path, HOLD, str(lock)), lock)
