@@ -58,7 +58,7 @@ class Bench:
         for count in others:
             self.stage.set_others(count)
             figures = self.growth[count] = Figures()
-            enough = max(5, rounds * 10 // (count + 10)) if count else rounds
+            enough = max(5, rounds * 50 // (count + 50))
             for number in range(min(enough, rounds)):
                 self.progress(f"{count} other vbds: round {number + 1} of {min(enough, rounds)}")
                 self._bare(figures)
