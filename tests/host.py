@@ -57,8 +57,9 @@ class Host:
         self.script = self.directory / "block"
         self.script.write_text(
             f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, {str(SOURCE)!r})\n"
-            "from vbdkit.scripts.block import main\n"
-            f"main({self.system!r}, {os.fsencode(self.run_dir)!r}, {os.fsencode(self.lock_dir)!r})\n"
+            "from vbdkit.hot import start\n"
+            f"start('block', {self.system!r}, run_dir={os.fsencode(self.run_dir)!r}, "
+            f"lock_dir={os.fsencode(self.lock_dir)!r})\n"
         )
         self.script.chmod(0o755)
         self.loops = set(bound_loops())

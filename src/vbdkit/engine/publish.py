@@ -5,7 +5,6 @@ A directory that the toolstack has removed meanwhile is never made again by a wr
 
 from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import CONNECTED, HOTPLUG_ERROR, HOTPLUG_STATUS, OUTPUT, PARAMS
-from vbdkit.xenstore.client import StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def connected(store: "Connection", vbd: "Vbd", params: bytes, nodes: "list[tuple
                 path=vbd.path,
             )
         if clear:
-            _remove(store, vbd, (HOTPLUG_ERROR,), tx)
+            store.remove_many([vbd.node(HOTPLUG_ERROR)], tx)
         store.write_many([(vbd.node(name), value) for name, value in wanted], tx)
 
     store.transaction(body)
@@ -43,7 +42,7 @@ def failed(store: "Connection", vbd: "Vbd", failure: Failure, forget: bool) -> N
         if not store.exists(vbd.path, tx):
             return
         if forget:
-            _remove(store, vbd, OUTPUT, tx)
+            store.remove_many([vbd.node(name) for name in OUTPUT], tx)
         items = [(vbd.node(HOTPLUG_ERROR), failure.node_text()), (vbd.node(HOTPLUG_STATUS), failure.status)]
         store.write_many(items, tx)
 
@@ -51,19 +50,8 @@ def failed(store: "Connection", vbd: "Vbd", failure: Failure, forget: bool) -> N
 
 
 def gone(store: "Connection", vbd: "Vbd") -> None:
-    """Take back all that a script publishes, so that nobody takes a number for this vbd's that another has by then."""
+    """Take back all that a script publishes, so that nobody takes a number for this vbd's that another has by then.
 
-    def body(tx: int) -> None:
-        if store.exists(vbd.path, tx):
-            _remove(store, vbd, (*OUTPUT, HOTPLUG_STATUS, HOTPLUG_ERROR), tx)
-
-    store.transaction(body)
-
-
-def _remove(store: "Connection", vbd: "Vbd", names: "tuple[bytes, ...]", tx: int) -> None:
-    for name in names:
-        try:
-            store.remove(vbd.node(name), tx)
-        except StoreError as error:
-            if error.name != "ENOENT":
-                raise
+    No transaction: nothing waits for these to go, and a removal never makes a directory.
+    """
+    store.remove_many([vbd.node(name) for name in (*OUTPUT, HOTPLUG_STATUS, HOTPLUG_ERROR)])

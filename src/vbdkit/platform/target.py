@@ -4,9 +4,9 @@ The descriptor that is opened here is the one that all later steps use, so nobod
 in the name's place between check and use.
 """
 
+import _stat  # stat adds nothing here but a file to load
 import errno
 import posix
-import stat
 
 from vbdkit.protocol.failure import Failure
 
@@ -14,10 +14,10 @@ FILE = "file"
 DEVICE = "device"
 
 _KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a character device"),
+    (_stat.S_ISDIR, "a directory"),
+    (_stat.S_ISFIFO, "a FIFO"),
+    (_stat.S_ISSOCK, "a socket"),
+    (_stat.S_ISCHR, "a character device"),
 )
 
 
@@ -76,9 +76,9 @@ def open_target(text: bytes, writable: bool, character_devices: bool = False) ->
 
 def _kind(path: bytes, status: posix.stat_result, character_devices: bool) -> str:
     mode = status.st_mode
-    if stat.S_ISREG(mode):
+    if _stat.S_ISREG(mode):
         return FILE
-    if stat.S_ISBLK(mode) or (character_devices and stat.S_ISCHR(mode)):
+    if _stat.S_ISBLK(mode) or (character_devices and _stat.S_ISCHR(mode)):
         return DEVICE
     what = "no file or device"
     for test, words in _KINDS:

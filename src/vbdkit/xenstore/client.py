@@ -10,7 +10,7 @@ import errno
 import posix
 import time
 
-from vbdkit.xenstore import codec
+from vbdkit.xenstore import codec  # "from" would ask the room for a public name first
 from vbdkit.xenstore.link import addresses, connect
 
 TYPE_CHECKING = False
@@ -178,6 +178,10 @@ class Connection:
     def remove(self, path: bytes, tx: int = 0) -> None:
         """Remove a node and all below it. A missing node is no error to most stores, a missing parent is ENOENT."""
         self._one(codec.RM, path, tx)
+
+    def remove_many(self, paths: "Sequence[bytes]", tx: int = 0) -> None:
+        """Remove many nodes in one batch; those that are not there are no error."""
+        self._many(codec.RM, paths, tx)
 
     def set_permissions(self, path: bytes, permissions: "Sequence[bytes]", tx: int = 0) -> None:
         """Set a node's permissions, spelled as get_permissions returns them."""

@@ -10,7 +10,7 @@ xenstored and oxenstored 4.17 were seen to do (tests/xenstore). Clauses: "Xensto
 """
 
 import errno
-from struct import Struct
+from _struct import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ REPLY_MAX = 16 << 20
 """What the client takes as one reply. oxenstored answers a long DIRECTORY in one packet past PAYLOAD_MAX."""
 
 _ERROR_NAMES = (
-    "EINVAL EACCES EEXIST EISDIR ENOENT ENOMEM ENOSPC EIO ENOTEMPTY ENOSYS EROFS EBUSY EAGAIN EISCONN E2BIG EPERM"
-).split()
+    *("EINVAL", "EACCES", "EEXIST", "EISDIR", "ENOENT", "ENOMEM", "ENOSPC", "EIO"),
+    *("ENOTEMPTY", "ENOSYS", "EROFS", "EBUSY", "EAGAIN", "EISCONN", "E2BIG", "EPERM"),
+)
 ERROR_NUMBERS: "dict[str, int]" = {name: getattr(errno, name) for name in _ERROR_NAMES}
 """The errors that travel on the wire, by name: this host's errno number of each."""
 ERROR_NAMES: "dict[int, str]" = {number: name for name, number in ERROR_NUMBERS.items()}

@@ -7,15 +7,14 @@ Source of the facts: tools/libs/store/xs.c of Xen (the order of addresses), driv
 of Linux, sys/dev/xen/xenstore/xenstore_dev.c of FreeBSD, sys/arch/xen/xenbus/xenbus_dev.c of NetBSD.
 """
 
+import _socket
+import _stat
 import errno
 import posix
 import select
-import stat
 import sys
-from struct import Struct
+from _struct import Struct
 from time import monotonic, sleep
-
-import _socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def connect(path: bytes, deadline: float) -> "SocketLink | DeviceLink":
 
     ``deadline`` is a time.monotonic() value; ETIMEDOUT where a daemon did not accept until then.
     """
-    if not stat.S_ISSOCK(posix.stat(path).st_mode):
+    if not _stat.S_ISSOCK(posix.stat(path).st_mode):
         return DeviceLink(posix.open(path, posix.O_RDWR))
     begun = monotonic()
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -175,9 +174,7 @@ class SocketLink:
                     self.allow(deadline)
                     # Many replies come in many small writes of the daemon: wait in the kernel until a good
                     # part is there, instead of waking up (and running against the daemon) for each.
-                    piece = (
-                        self._sock.recv(least, _socket.MSG_WAITALL) if least > 1024 else self._sock.recv(16384)
-                    )
+                    piece = self._sock.recv(least, _socket.MSG_WAITALL) if least > 1024 else self._sock.recv(16384)
             except BlockingIOError:
                 if deadline <= monotonic():
                     raise _timed_out() from None

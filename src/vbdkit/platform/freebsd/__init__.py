@@ -3,8 +3,8 @@
 Uses nothing that only FreeBSD has, so it also serves where nobody has privileges (``vbdkit try``).
 """
 
+import _stat
 import posix
-import stat
 
 from vbdkit.platform import Backing
 from vbdkit.platform.target import Target
@@ -82,7 +82,7 @@ def identify(path: bytes) -> "tuple[int, int] | None":
 
 
 def _identity(status: posix.stat_result) -> "tuple[int, int]":
-    if stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
+    if _stat.S_ISBLK(status.st_mode) or _stat.S_ISCHR(status.st_mode):
         return block_identity(status.st_rdev)
     return file_identity(status.st_dev, status.st_ino)
 

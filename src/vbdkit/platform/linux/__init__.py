@@ -1,13 +1,13 @@
 """Linux: files become loop devices; blkback opens devices by number (O3, O8, O9)."""
 
+import _stat
 import errno
 import posix
-import stat
 import sys
 from fcntl import ioctl
 
+import vbdkit.platform.linux.loop as loops
 from vbdkit.platform import Backing
-from vbdkit.platform.linux import loop as loops
 from vbdkit.platform.linux.mounts import mounts_of
 from vbdkit.platform.target import FILE, Target, open_target
 from vbdkit.protocol.failure import Failure
@@ -179,9 +179,9 @@ def identify(path: bytes) -> "tuple[int, int] | None":
         status = posix.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    if stat.S_ISBLK(status.st_mode):
+    if _stat.S_ISBLK(status.st_mode):
         return block_identity(status.st_rdev)
-    return file_identity(status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+    return file_identity(status.st_dev, status.st_ino) if _stat.S_ISREG(status.st_mode) else None
 
 
 def published(value: bytes) -> "tuple[int, int] | None":

@@ -7,8 +7,8 @@ others even when the record of it is lost.
 
 import errno
 import posix
-import struct
 import time
+from _struct import Struct
 from fcntl import ioctl
 
 from vbdkit.protocol.failure import Failure
@@ -25,10 +25,10 @@ OWNER_PREFIX = b"vbdkit:"
 
 _CONTROL = b"/dev/loop-control"
 # struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encryption (2), flags, names (2), key, init (2)
-_INFO = struct.Struct("=5Q4I64s64s32s2Q")
+_INFO = Struct("=5Q4I64s64s32s2Q")
 _EMPTY_INFO = bytes(_INFO.size)
 # struct loop_config: fd, block size, info, reserved
-_CONFIG = struct.Struct("=II232s64x")
+_CONFIG = Struct("=II232s64x")
 # The guest sees 512-byte sectors whatever the file lies on: a copied disk must not change its geometry.
 _BLOCK_SIZE = 512
 
