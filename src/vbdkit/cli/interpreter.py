@@ -1,0 +1,132 @@
+"""The Python that installed scripts run under: which one, whether it fits, and its compiled modules.
+
+Everything is asked of that interpreter itself, started as the script will start it: `-IS`, no site, no environment.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbdkit.cli.report import CommandError, shown
+
+OLDEST = (3, 11)
+# Linux cut the first line of a script at 127 bytes until 5.1 (fs/binfmt_script.c), the "#!" included.
+SHEBANG_LIMIT = 127
+
+_PROBE = """
+import sys
+print(list(sys.version_info[:3]))
+print([list(folder.encode("utf-8", "surrogateescape")) for folder in sys.path])
+"""
+# What the script itself does first.
+_IMPORT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import vbdkit
+del sys.path[0]
+from vbdkit.scripts.block import main
+"""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """``path`` as it stands in the first line of a script, ``version``, and the folders that it imports from."""
+
+    path: Path
+    version: tuple[int, ...]
+    folders: tuple[Path, ...]
+
+    @property
+    def shebang(self) -> bytes:
+        """The first line of a script, without its newline."""
+        return b"#!" + os.fsencode(self.path) + b" -IS"
+
+
+def default_interpreter() -> Path:
+    """Return the interpreter that runs, out of its virtual environment.
+
+    An unversioned name beside it that means the same file is preferred: it survives the system's next Python.
+    """
+    # The base interpreter's path has no public name (CPython Lib/venv/__init__.py reads this one too).
+    base = Path(getattr(sys, "_base_executable", "") or sys.executable)
+    stable = base.with_name("python3")
+    return stable if stable.exists() and stable.samefile(base) else base
+
+
+def probe(path: Path) -> Interpreter:
+    """Return what ``path`` is, having run it. Raises CommandError where scripts cannot run under it."""
+    name = shown(path)
+    if not path.is_absolute():
+        raise CommandError(f"--python {name}: a script names its interpreter by its whole path")
+    if any(letter.isspace() for letter in os.fsdecode(path)):
+        raise CommandError(
+            f"the path of the interpreter {name!r} has a space in it, and the first line of a script ends there",
+            ["name another one: vbdkit install --python /usr/bin/python3"],
+        )
+    if len(b"#!" + os.fsencode(path) + b" -IS") > SHEBANG_LIMIT:
+        raise CommandError(
+            f"the first line of the script would be longer than {SHEBANG_LIMIT} bytes with the interpreter {name}",
+            ["name one with a shorter path: vbdkit install --python /usr/bin/python3"],
+        )
+    run = _run(path, "-c", _PROBE)
+    lines = run.stdout.splitlines()
+    if run.returncode or len(lines) != 2:
+        raise CommandError(
+            f"{name} does not run as Python 3 does: {_last(run)}",
+            ["name another one: vbdkit install --python /usr/bin/python3"],
+        )
+    version = tuple(json.loads(lines[0]))
+    if version < OLDEST:
+        raise CommandError(
+            f"{name} is Python {'.'.join(map(str, version))}; the scripts need {'.'.join(map(str, OLDEST))} or newer",
+            ["name another one: vbdkit install --python /path/to/python3.11"],
+        )
+    folders = tuple(Path(os.fsdecode(bytes(folder))) for folder in json.loads(lines[1]))
+    return Interpreter(path, version, folders)
+
+
+def check_import(interpreter: Interpreter, package: Path) -> None:
+    """Raise CommandError where the interpreter cannot import the block script of ``package`` as a script would."""
+    run = _run(interpreter.path, "-c", _IMPORT, str(package.parent))
+    if run.returncode:
+        raise CommandError(f"{shown(interpreter.path)} cannot import {shown(package)}: {_last(run)}")
+
+
+def compile_package(interpreter: Interpreter, package: Path) -> str | None:
+    """Compile the package's modules for the interpreter; None, or why that is not to be had.
+
+    Not compiled means slower, not broken.
+    """
+    run = _run(interpreter.path, "-m", "compileall", "-q", str(package))
+    if run.returncode == 0:
+        return None
+    # access(2) also sees a read-only file system, for root too.
+    return "the folder is read-only" if not os.access(package, os.W_OK) else _last(run)
+
+
+def _run(path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            [path, "-IS", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            cwd="/",
+            timeout=300,
+            check=False,
+            umask=0o022,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = error.strerror if isinstance(error, OSError) else "it does not end"
+        raise CommandError(
+            f"{shown(path)} cannot be run: {why}", ["name another one: vbdkit install --python /usr/bin/python3"]
+        ) from error
+
+
+def _last(run: "subprocess.CompletedProcess[str]") -> str:
+    lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
+    return shown(lines[-1].strip()) if lines else f"exit status {run.returncode}, and not a word"

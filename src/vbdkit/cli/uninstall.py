@@ -1,0 +1,101 @@
+"""``vbdkit uninstall``: takes the installed block script away and brings back what was there before."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vbdkit.cli import stub
+from vbdkit.cli.install import default_scripts_dir, folder
+from vbdkit.cli.report import CommandError, Report, shown
+from vbdkit.engine.script import RUN_DIR
+from vbdkit.platform import current
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+DESCRIPTION = """\
+Takes away the `block` that `vbdkit install` wrote. Where another one was there before, it is back afterwards:
+the same file or link, with its mode and owner. A `block` that is not vbdkit's is not touched."""
+
+EPILOG = """\
+examples:
+  sudo vbdkit uninstall
+  sudo vbdkit uninstall --scripts-dir /opt/xen/etc/xen/scripts
+
+exit status: 0 gone; 1 not, and a sentence says why (nothing was changed); 2 wrong use"""
+
+
+def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "uninstall",
+        help="take the block script away, bring back what was there",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    default = default_scripts_dir(current())
+    parser.add_argument(
+        "--scripts-dir",
+        type=folder,
+        default=default,
+        metavar="DIR",
+        help="Xen's folder of hotplug scripts (here %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the command line asks."""
+    uninstall(arguments.scripts_dir, Report())
+    return 0
+
+
+def uninstall(scripts_dir: Path, report: Report) -> None:
+    """Take the script of ``scripts_dir`` away, telling ``report``. Raises CommandError where it is not ours."""
+    block, kept = scripts_dir / stub.NAME, scripts_dir / stub.KEPT
+    if not stub.is_ours(block):
+        what = "is not vbdkit's" if stub.there(block) else "is not there"
+        way_out = []
+        if stub.there(kept):
+            way_out = [f"the one from before vbdkit is {shown(kept)}"]
+            if not stub.there(block):
+                way_out.append(f"bring it back: mv {shown(kept)} {shown(block)}")
+        elif not stub.there(block):
+            way_out = ["was it installed elsewhere? vbdkit uninstall --scripts-dir DIR"]
+        raise CommandError(f"{shown(block)} {what}; nothing to take away", way_out)
+    run_dir = _run_dir(block.read_bytes())
+    try:
+        brought_back = stub.restore(scripts_dir)
+        for leftover in stub.unfinished(scripts_dir):
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        way_out = ["run it as root: sudo vbdkit uninstall"] if os.geteuid() != 0 else []
+        raise CommandError(f"{shown(block)} cannot be taken away: {error.strerror}", way_out) from error
+    report.item("took away", shown(block), "green")
+    if brought_back:
+        report.item("brought back", f"the {stub.NAME} from before")
+    else:
+        report.item("nothing", f"was there before: file: and phy: disks have no {stub.NAME} now", "yellow")
+    for name in stub.older(scripts_dir):
+        report.item("left", f"{shown(name)}, from an earlier install")
+    try:
+        records = sorted(path for path in run_dir.iterdir() if not path.name.startswith("."))
+    except OSError:
+        records = []
+    if records:
+        report.item(
+            "left",
+            f"{len(records)} {'entry' if len(records) == 1 else 'entries'} in {shown(run_dir)}: "
+            "disks that vbdkit attached; detach them, or install again",
+            "yellow",
+        )
+
+
+def _run_dir(text: bytes) -> Path:
+    """Where the script kept its records: what it was told, or the default."""
+    found = re.search(rb'run_dir=b"([^"\\]+)"', text)
+    return Path(os.fsdecode(found[1] if found else RUN_DIR))
