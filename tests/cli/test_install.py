@@ -35,7 +35,7 @@ class TestInstalledScript:
         assert lines[0] == f"#!{PYTHON} -IS"
         assert lines[1].startswith("# Xen block script of vbdkit ")
         assert f'sys.path.insert(0, "{package.parent}")' in lines
-        assert lines[-1] == "main()"
+        assert lines[-1] == 'start("block")'
         assert len(lines) < 10
 
     def test_is_executable_by_everybody_and_writable_by_its_owner_whatever_the_umask(
@@ -67,7 +67,9 @@ class TestInstalledScript:
 
     def test_carries_only_the_arguments_that_differ_from_the_defaults(self, command: Run, scripts: Path) -> None:
         command("install", "--scripts-dir", scripts, "--run-dir", "/run/a b", "--system", "freebsd")
-        assert (scripts / "block").read_text().splitlines()[-1] == 'main(system="freebsd", run_dir=b"/run/a b")'
+        assert (scripts / "block").read_text().splitlines()[
+            -1
+        ] == 'start("block", system="freebsd", run_dir=b"/run/a b")'
 
     def test_finds_a_package_whose_path_is_not_ascii_in_any_locale(self, safe_folder: Path, scripts: Path) -> None:
         folder = safe_folder / "Lüfter"
@@ -82,7 +84,8 @@ class TestInstalledScript:
         command("install", "--scripts-dir", scripts)
         compiled = {path.name.split(".")[0] for path in (package / "engine" / "__pycache__").glob("*.pyc")}
         assert compiled >= {path.stem for path in (package / "engine").glob("*.py")}
-        assert not [path for path in package.rglob("*.pyc") if path.stat().st_mode & 0o022]
+        assert list((package / "__pycache__").glob("hot-block-add-linux.*"))
+        assert not [path for path in package.rglob("__pycache__/*") if path.stat().st_mode & 0o022]
 
 
 class TestWhatWasThere:
@@ -205,7 +208,7 @@ class TestDryRun:
         stock_block(scripts)
         done = command("install", "--scripts-dir", scripts, "--dry-run")
         assert done.returncode == 0
-        assert "from vbdkit.scripts.block import main" in done.stdout
+        assert "from vbdkit.hot import start" in done.stdout
         assert names(scripts) == ["block"]
         assert (scripts / "block").read_text() == STOCK
 

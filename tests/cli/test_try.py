@@ -275,7 +275,7 @@ class TestInterrupted:
     def test_by_a_script_that_fails(self, stage: Stage) -> None:
         block = stage.package / "scripts" / "block.py"
         block.write_text(
-            "import sys\ndef main(**_):\n    print('the disk is on fire', file=sys.stderr)\n    sys.exit(1)\n"
+            "import sys\ndef main(*_, **__):\n    print('the disk is on fire', file=sys.stderr)\n    sys.exit(1)\n"
         )
         done = stage.run()
         assert done.returncode == 1

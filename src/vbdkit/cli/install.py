@@ -7,6 +7,7 @@ could change them.
 import argparse
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         scripts_dir=arguments.scripts_dir or default_scripts_dir(system),
         python=arguments.python,
         package=this_package(),
-        system=None if system == current() else system,
+        system=None if system == sys.platform else system,  # what hot.start takes it for
         run_dir=arguments.run_dir,
         lock_dir=arguments.lock_dir,
     )
@@ -148,7 +149,7 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
     if dry_run:
         _tell_dry_run(report, plan.scripts_dir, text)
         return
-    why_not = compile_package(interpreter, plan.package)
+    why_not = compile_package(interpreter, plan.package, plan.system or current())
     if why_not is None:
         report.item("compiled", "its modules, for this interpreter")
     else:

@@ -27,6 +27,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import vbdkit
 del sys.path[0]
+from vbdkit.hot import start
 from vbdkit.scripts.block import main
 """
 
@@ -95,16 +96,17 @@ def check_import(interpreter: Interpreter, package: Path) -> None:
         raise CommandError(f"{shown(interpreter.path)} cannot import {shown(package)}: {_last(run)}")
 
 
-def compile_package(interpreter: Interpreter, package: Path) -> str | None:
-    """Compile the package's modules for the interpreter; None, or why that is not to be had.
+def compile_package(interpreter: Interpreter, package: Path, system: str) -> str | None:
+    """Compile the package's modules, and what scripts load first, for the interpreter; None, or why that cannot be.
 
     Not compiled means slower, not broken.
     """
-    run = _run(interpreter.path, "-m", "compileall", "-q", str(package))
-    if run.returncode == 0:
-        return None
-    # access(2) also sees a read-only file system, for root too.
-    return "the folder is read-only" if not os.access(package, os.W_OK) else _last(run)
+    for arguments in (("-m", "compileall", "-q", str(package)), (str(package / "hot.py"), system)):
+        run = _run(interpreter.path, *arguments)
+        if run.returncode:
+            # access(2) also sees a read-only file system, for root too.
+            return "the folder is read-only" if not os.access(package, os.W_OK) else _last(run)
+    return None
 
 
 def _run(path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -169,8 +169,10 @@ class Scene:
         run = self._tell_run(disk, ADD)
         nodes = self._nodes(disk)
         if run.status != 0 or nodes.get(HOTPLUG_STATUS) != CONNECTED:
-            sentence = printable(run.error or run.output.strip()) or f"the script ended with status {run.status}"
-            raise CommandError(f"guest 1 did not get the image: {sentence}")
+            said = run.error or run.output.strip().rpartition(b"\n")[2]
+            raise CommandError(
+                f"guest 1 did not get the image: {printable(said) or f'the script ended with status {run.status}'}"
+            )
         # The driver was woken by the script's nodes: what is timed here is the rest of its way.
         begun = time.perf_counter()
         wait_for_state(self._store, disk, {XENBUS_CONNECTED}, INIT_TIMEOUT)
