@@ -194,6 +194,16 @@ class TestUninstall:
         (tmp_path / "records" / "vbd-5-51712").write_text("x")
         assert "disks that vbdkit attached" in command("uninstall", "--scripts-dir", scripts).stdout
 
+    def test_a_user_who_may_not_is_told_about_root(self, command: Run, safe_folder: Path) -> None:
+        need_root()
+        folder = safe_folder / "scripts"
+        folder.mkdir()
+        command("install", "--scripts-dir", folder)
+        done = command("uninstall", "--scripts-dir", folder, user=65534, group=65534, extra_groups=[])
+        assert done.returncode == 1
+        assert "sudo vbdkit uninstall" in done.stderr
+        assert names(folder) == ["block"]
+
     def test_tells_of_older_scripts_that_stay(self, command: Run, scripts: Path) -> None:
         for number in ("first", "second"):
             stock_block(scripts, text=STOCK + number)
@@ -269,16 +279,14 @@ class TestRefusals:
     def test_an_empty_folder_name_is_wrong_use(self, command: Run) -> None:
         assert command("install", "--scripts-dir", "").returncode == 2
 
-    def test_a_user_who_may_not_write_there_is_told_about_root(self, command: Run, scripts: Path) -> None:
+    def test_a_user_who_may_not_write_there_is_told_about_root(self, command: Run, safe_folder: Path) -> None:
         need_root()
-        scripts.chmod(0o755)
-        for folder in scripts.parents:
-            if folder.stat().st_uid == 0 and folder != Path("/") and "pytest" in str(folder):
-                folder.chmod(folder.stat().st_mode | 0o055)
-        done = command("install", "--scripts-dir", scripts, user=65534, group=65534, extra_groups=[])
+        folder = safe_folder / "scripts"
+        folder.mkdir()
+        done = command("install", "--scripts-dir", folder, user=65534, group=65534, extra_groups=[])
         assert done.returncode == 1
         assert "sudo vbdkit install" in done.stderr
-        assert names(scripts) == []
+        assert names(folder) == []
 
 
 class TestRootRunsOnlyWhatRootCanChange:
@@ -322,9 +330,11 @@ class TestRootRunsOnlyWhatRootCanChange:
     def test_a_compiled_module_that_others_can_write(self, command: Run, scripts: Path, package: Path) -> None:
         assert command("install", "--scripts-dir", scripts).returncode == 0
         (scripts / "block").unlink()
-        compiled = next((package / "engine" / "__pycache__").iterdir())
-        compiled.chmod(0o666)
-        self.refused(command, scripts, compiled)
+        for folder in (package, package / "engine"):  # the first one holds what scripts load at once
+            for compiled in (folder / "__pycache__").iterdir():
+                compiled.chmod(0o666)
+                self.refused(command, scripts, compiled)
+                compiled.chmod(0o644)
 
     def test_a_folder_above_it_that_others_can_write(self, command: Run, scripts: Path, package: Path) -> None:
         package.parent.chmod(0o777)
@@ -346,6 +356,15 @@ class TestRootRunsOnlyWhatRootCanChange:
         (safe_folder / "python3").symlink_to("bridge/python3")
         done = command("install", "--scripts-dir", scripts, "--python", safe_folder / "python3")
         assert f"{bridge} can be written to by everybody" in done.stderr
+
+    def test_a_folder_of_scripts_that_others_can_write_is_told_of(
+        self, command: Run, scripts: Path, safe_folder: Path
+    ) -> None:
+        safe = safe_folder / "scripts"
+        safe.mkdir()
+        assert "beware" not in command("install", "--scripts-dir", safe).stdout
+        safe.chmod(0o777)
+        assert f"{safe} can be written to by everybody" in command("install", "--scripts-dir", safe).stdout
 
     def test_a_user_may_install_for_himself_from_anywhere(self, tmp_path: Path) -> None:
         folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())

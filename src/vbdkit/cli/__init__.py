@@ -30,6 +30,7 @@ exit status: 0 done, 1 not done (a sentence on stderr says why), 2 wrong use, 13
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status. ``argv`` is without the program's name; None reads sys.argv."""
     from vbdkit.cli import install, try_, uninstall
+    from vbdkit.cli.report import shown
     from vbdkit.protocol.failure import Failure
     from vbdkit.xenstore.client import StoreError
 
@@ -68,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return 141
+    except OSError as error:  # a full disk, a folder without permission: what no step has expected
+        _flush_or_forget()
+        where = f"{shown(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        print(f"vbdkit: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     except SystemExit as end:  # argparse, and _end below
         _flush_or_forget()
         return end.code if isinstance(end.code, int) else int(end.code is not None)

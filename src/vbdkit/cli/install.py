@@ -145,6 +145,9 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
     check_import(interpreter, plan.package)
     report.item("package", f"{shown(plan.package)}{' (only root can change it)' if as_root else ''}")
     report.item("interpreter", f"{shown(interpreter.path)} ({'.'.join(map(str, interpreter.version))})")
+    if as_root:
+        for found in distrusted(plan.scripts_dir)[:1]:
+            report.item("beware", f"others can replace the script: {shown(found.path)} {found.why}", "yellow")
     text = stub.Stub(interpreter.shebang, plan.package, plan.system, plan.run_dir, plan.lock_dir).text()
     if dry_run:
         _tell_dry_run(report, plan.scripts_dir, text)
@@ -217,6 +220,7 @@ def _trust_ways_out(plan: Plan, package: list[Distrust], found: list[Distrust]) 
         lines += [
             "install vbdkit where only root can write, and from there:",
             f"  sudo python3 -m pip install --target {SHARED_PLACE} {source}",
+            f"  (or, without pip: sudo mkdir -p {SHARED_PLACE} && sudo cp -R {shown(plan.package)} {SHARED_PLACE}/)",
             f"  sudo env PYTHONPATH={SHARED_PLACE} {shown(plan.python)} -m vbdkit install",
         ]
     else:

@@ -294,6 +294,8 @@ class Scene:
 
 def _excerpt(data: bytes) -> str:
     """Show the start of a sector: as text where it is text, else in hex."""
+    if not any(data):
+        return "(nothing but zeros)"
     line = data[:64].split(b"\n")[0].split(b"\0")[0]
     if len(line) >= 4 and line.isascii() and line.decode("ascii").isprintable():
         return f'"{line.decode("ascii")}"'

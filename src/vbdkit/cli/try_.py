@@ -118,10 +118,17 @@ def _prepare(stack: ExitStack, report: Report, place: Path, image: Path | None, 
     report.item("image", f"{shown(image)} ({what})")
     report.item("store", f"{shown(place / 'store')} (embedded; it speaks Xen's wire protocol)")
     report.item("script", f"{shown(place / 'scripts' / 'block')} (installed there; runs under {shown(python)})")
+    device = image.is_block_device()
     if system == "linux":
-        report.item("called", "as on Linux: the image becomes a loop device, which the driver opens by its number")
+        how = (
+            "the driver opens the device by its number"
+            if device
+            else "as a loop device, which the driver opens by number"
+        )
+        report.item("called", f"as on Linux: {how}")
     else:
-        report.item("called", "as on FreeBSD: the driver opens the file itself" + (f" ({why})" if why else ""))
+        how = f"the driver opens the {'device' if device else 'file'} itself"
+        report.item("called", f"as on FreeBSD: {how}" + (f" ({why})" if why else ""))
     quiet = Report(io.StringIO())
     install(
         Plan(
