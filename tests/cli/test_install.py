@@ -2,15 +2,17 @@
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import PYTHON, copy_package, pip, run_command
-from tests.need import need_root
+from tests.need import need_program, need_root
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 STOCK = "#!/bin/sh\n# the block script of a Xen package\n"
@@ -138,6 +140,33 @@ class TestWhatWasThere:
         os.link(stock_block(scripts), scripts / "block.before-vbdkit")
         (scripts / ".block.vbdkit-4711").write_text("half a scr")
         assert command("install", "--scripts-dir", scripts).returncode == 0
+        assert (scripts / "block.before-vbdkit").read_text() == STOCK
+        assert names(scripts) == ["block", "block.before-vbdkit"]
+
+    @pytest.mark.parametrize("at", ["fchmod:when=1", "fsync:when=1", "linkat:when=1", "rename:when=1", "fsync:when=2"])
+    def test_a_kill_leaves_a_whole_script_and_loses_nothing(
+        self, command: Run, package: Path, scripts: Path, at: str
+    ) -> None:
+        stock_block(scripts)
+        call, when = at.split(":")
+        tracer = [need_program("strace"), "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:{when}"]
+        killed = subprocess.run(
+            [*tracer, PYTHON, "-B", "-m", "vbdkit", "install", "--scripts-dir", scripts],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(package.parent)},
+            capture_output=True,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        text = (scripts / "block").read_text()
+        assert text == STOCK or text.endswith('start("block")\n')
+        assert command("install", "--scripts-dir", scripts).returncode == 0
+        assert (scripts / "block.before-vbdkit").read_text() == STOCK
+        assert names(scripts) == ["block", "block.before-vbdkit"]
+
+    def test_many_installs_at_once_keep_the_right_one(self, command: Run, scripts: Path) -> None:
+        stock_block(scripts)
+        with ThreadPoolExecutor() as pool:
+            done = list(pool.map(lambda _: command("install", "--scripts-dir", scripts), range(8)))
+        assert [one.returncode for one in done] == [0] * 8
         assert (scripts / "block.before-vbdkit").read_text() == STOCK
         assert names(scripts) == ["block", "block.before-vbdkit"]
 

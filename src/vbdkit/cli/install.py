@@ -159,8 +159,6 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
         report.item("not compiled", f"{why_not}; the script works, each start takes longer", "yellow")
     try:
         before, moved = stub.place(plan.scripts_dir, text)
-        for leftover in stub.unfinished(plan.scripts_dir):
-            leftover.unlink(missing_ok=True)
     except OSError as error:
         raise CommandError(
             f"{shown(error.filename or block)} cannot be written: {error.strerror}",

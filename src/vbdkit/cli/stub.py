@@ -4,8 +4,11 @@ There is always a whole script under the name: what was there gets a second name
 overwrites), then rename(2) puts the new one in place. Nothing here judges or reports; callers do.
 """
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,7 +18,7 @@ from vbdkit import __version__
 NAME = "block"
 KEPT = "block.before-vbdkit"
 # A new script before it has its name; what a killed install leaves, the next one takes away.
-UNFINISHED = ".block.vbdkit-"
+_UNFINISHED = ".block.vbdkit-"
 _MARKER = b"# Xen block script of vbdkit "
 
 
@@ -85,33 +88,29 @@ def place(scripts_dir: Path, text: bytes) -> tuple[str, Path | None]:
     """
     block, kept = scripts_dir / NAME, scripts_dir / KEPT
     moved = None
-    if is_ours(block):
-        before = "same" if block.read_bytes() == text and stat.S_IMODE(block.stat().st_mode) == 0o755 else "replaced"
-    else:
-        before = "kept" if there(block) else "new"
-    if before == "same":
-        return before, None
-    unfinished = _write(scripts_dir, text)
-    try:
-        if before == "kept":
-            moved = _keep(block, kept)
-        unfinished.rename(block)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    _sync(scripts_dir)
+    with _alone(scripts_dir):
+        if is_ours(block):
+            same = block.read_bytes() == text and stat.S_IMODE(block.stat().st_mode) == 0o755
+            before = "same" if same else "replaced"
+        else:
+            before = "kept" if there(block) else "new"
+        if before != "same":
+            unfinished = _write(scripts_dir, text)
+            if before == "kept":
+                moved = _keep(block, kept)
+            unfinished.rename(block)
     return before, moved
 
 
 def restore(scripts_dir: Path) -> bool:
     """Take our script away; whether one from before took its place. Raises OSError."""
     block, kept = scripts_dir / NAME, scripts_dir / KEPT
-    brought_back = there(kept)
-    if brought_back:
-        kept.rename(block)
-    else:
-        block.unlink()
-    _sync(scripts_dir)
+    with _alone(scripts_dir):
+        brought_back = there(kept)
+        if brought_back:
+            kept.rename(block)
+        else:
+            block.unlink()
     return brought_back
 
 
@@ -121,24 +120,31 @@ def older(scripts_dir: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(path.suffix[1:]))
 
 
-def unfinished(scripts_dir: Path) -> list[Path]:
-    """Return what installs that were killed have left."""
-    return sorted(scripts_dir.glob(UNFINISHED + "*"))
+@contextmanager
+def _alone(scripts_dir: Path) -> Iterator[None]:
+    """Keep other installs out, take away what killed ones have left, and see that what was done lasts."""
+    descriptor = os.open(scripts_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            for leftover in scripts_dir.glob(_UNFINISHED + "*"):
+                leftover.unlink(missing_ok=True)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(scripts_dir: Path, text: bytes) -> Path:
-    path = scripts_dir / f"{UNFINISHED}{os.getpid()}"
+    path = scripts_dir / f"{_UNFINISHED}{os.getpid()}"
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o700)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(descriptor, 0o755)
-            os.fsync(descriptor)
-    except BaseException:
-        path.unlink()
-        raise
+    with open(descriptor, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fchmod(descriptor, 0o755)
+        os.fsync(descriptor)
     return path
 
 
@@ -173,11 +179,3 @@ def _same(one: Path, other: Path) -> bool:
     if stat.S_ISLNK(first.st_mode):
         return one.readlink() == other.readlink()
     return os.path.samestat(first, second) or one.read_bytes() == other.read_bytes()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

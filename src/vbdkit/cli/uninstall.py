@@ -70,8 +70,6 @@ def uninstall(scripts_dir: Path, report: Report) -> None:
     run_dir = _run_dir(block.read_bytes())
     try:
         brought_back = stub.restore(scripts_dir)
-        for leftover in stub.unfinished(scripts_dir):
-            leftover.unlink(missing_ok=True)
     except OSError as error:
         way_out = ["run it as root: sudo vbdkit uninstall"] if os.geteuid() != 0 else []
         raise CommandError(f"{shown(block)} cannot be taken away: {error.strerror}", way_out) from error
