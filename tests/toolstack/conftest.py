@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.need import need_root
 from vbdkit.toolstack.nodes import Disk, Guest, create_guest
 from vbdkit.xenstore.client import Connection
 from vbdkit.xenstore.embedded import EmbeddedStore
@@ -14,12 +15,20 @@ from vbdkit.xenstore.embedded import EmbeddedStore
 GUEST = Guest(5, b"web", b"00000000-0000-0000-0000-000000000005")
 
 
-@pytest.fixture
-def environ(tmp_path: Path) -> Iterator[dict[bytes, bytes]]:
-    """An environment that leads to a store of this test's own."""
-    socket = os.fsencode(tmp_path / "store")
-    with EmbeddedStore(socket, domid=0):
-        yield {b"XENSTORED_PATH": socket, b"PATH": os.environb[b"PATH"]}
+@pytest.fixture(params=["embedded", "xenstored"])
+def environ(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[bytes, bytes]]:
+    """An environment that leads to an empty store: vbdkit's own, and Xen's as the measure of it."""
+    path = {b"PATH": os.environb[b"PATH"]}
+    if request.param == "embedded":
+        socket = os.fsencode(tmp_path / "store")
+        with EmbeddedStore(socket, domid=0):
+            yield {**path, b"XENSTORED_PATH": socket}
+        return
+    need_root()
+    path[b"XENSTORED_PATH"] = os.fsencode(request.getfixturevalue("store_socket"))
+    with Connection.open(time.monotonic() + 10, path) as store:
+        store.remove_many([b"/local", b"/vm", b"/libxl"])
+    yield path
 
 
 @pytest.fixture
