@@ -120,15 +120,11 @@ def _prepare(stack: ExitStack, report: Report, place: Path, image: Path | None, 
     report.item("script", f"{shown(place / 'scripts' / 'block')} (installed there; runs under {shown(python)})")
     device = image.is_block_device()
     if system == "linux":
-        how = (
-            "the driver opens the device by its number"
-            if device
-            else "as a loop device, which the driver opens by number"
-        )
-        report.item("called", f"as on Linux: {how}")
+        what = "the device" if device else "a loop device"
+        report.item("called", f"as on Linux: the driver opens {what} by its number")
     else:
-        how = f"the driver opens the {'device' if device else 'file'} itself"
-        report.item("called", f"as on FreeBSD: {how}" + (f" ({why})" if why else ""))
+        what = "device" if device else "file"
+        report.item("called", f"as on FreeBSD: the driver opens the {what} itself" + (f" ({why})" if why else ""))
     quiet = Report(io.StringIO())
     install(
         Plan(
