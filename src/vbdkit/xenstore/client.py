@@ -104,7 +104,7 @@ class Connection:
                 tried.append(f"{path.decode('utf-8', 'backslashreplace')}: {posix.strerror(failure)}")
                 if number == errno.ENOENT:
                     number = failure
-                if failure != errno.ENOENT:
+                if failure == errno.ETIMEDOUT:  # a store is there, but does not answer: no reason to ask another
                     break
         raise StoreError(_errno_name(number), "connect to xenstore", None, "; ".join(tried))
 
@@ -372,6 +372,10 @@ class Connection:
             raise StoreError(self._broken[0], "use this connection", None, self._broken[1])
         if not requests:
             return []
+        if time.monotonic() >= self.deadline:  # nothing is sent: the connection stays as good as it was
+            op, payload = requests[0]
+            path = payload.partition(b"\0")[0] or None
+            raise StoreError("ETIMEDOUT", _NAMES[op], path, "no time is left to ask the store")
         first = self._request
         self._request = (first + len(requests)) & 0x7FFFFFFF
         packet = codec.packet
@@ -397,7 +401,8 @@ class Connection:
         for op, request, _, payload in self._decoder.feed(piece):
             if op == codec.WATCH_EVENT:
                 self._events.append(codec.event(payload))
-            elif request != wanted:
+            elif request != wanted and op not in (codec.WATCH, codec.UNWATCH):
+                # Old kernels' devices (Linux before 4.11, NetBSD) answer these two themselves, without an id.
                 raise OSError(errno.EPROTO, "a reply to nothing that was asked")
             else:
                 wanted = (wanted + 1) & 0x7FFFFFFF
