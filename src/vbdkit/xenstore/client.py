@@ -391,6 +391,8 @@ class Connection:
                 # Each reply has a header at least; past that nothing is sure.
                 least = missing + (wanted - len(replies) - 1) * codec.HEADER_SIZE
                 ids = self._take(self._link.receive(self.deadline, least), replies, ids)
+            if len(replies) > wanted:
+                raise OSError(errno.EPROTO, "more replies than requests")
         except OSError as error:
             op, payload = requests[min(len(replies), wanted - 1)]
             raise self._break(error, _NAMES[op], payload.partition(b"\0")[0] or None) from None
