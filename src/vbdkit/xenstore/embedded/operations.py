@@ -109,15 +109,17 @@ class Store:
         except Refused as refused:
             op, reply = codec.ERROR, refused.name.encode() + b"\0"
         changes, self.tree.changes = self.tree.changes, []
-        for change in changes:
-            self._tell(change)
+        if changes:
+            self._tell(changes)
         session.outbox.append(codec.packet(op, request, tx, reply))
         session.outbox += [codec.packet(codec.WATCH_EVENT, 0, 0, event) for event in after]
 
-    def _tell(self, change: Change) -> None:
+    def _tell(self, changes: list[Change]) -> None:
+        """Send events; the same one comes once for what one request did."""
         for session in self.sessions:
-            for event in session.watches.events(change, session.caller):
-                session.outbox.append(codec.packet(codec.WATCH_EVENT, 0, 0, event))
+            caller = session.caller
+            events = [event for change in changes for event in session.watches.events(change, caller)]
+            session.outbox += [codec.packet(codec.WATCH_EVENT, 0, 0, event) for event in dict.fromkeys(events)]
 
     def _view(self, session: Session, op: int, tx: int) -> View:
         if tx == 0 or op in _OUTSIDE_TRANSACTIONS:
@@ -203,7 +205,7 @@ class Store:
 
     def _unwatch(self, session: Session, _view: View, data: bytes) -> bytes:
         path, token = _strings(data, 2)
-        session.watches.drop(_node(session, path, special=True), token)
+        session.watches.drop(_absolute(session, path), token)
         return _OK
 
     def _reset(self, session: Session, _view: View, _data: bytes) -> bytes:
@@ -289,10 +291,13 @@ def _number(text: bytes) -> int:
     return int(text)
 
 
+def _absolute(session: Session, path: bytes) -> bytes:
+    return path if path[:1] in (b"/", b"@") else session.base + path
+
+
 def _node(session: Session, path: bytes, special: bool = False) -> bytes:
     """Return the absolute form of a path, which a relative one gets from the client's own domain (clause C7)."""
-    if path[:1] not in (b"/", b"@"):
-        path = session.base + path
+    path = _absolute(session, path)
     if not codec.is_path(path, special) or not path_length_allowed(path):
         raise Refused("EINVAL")
     return path
