@@ -10,7 +10,7 @@ import errno
 import posix
 import time
 
-from vbdkit.xenstore import codec  # "from" would ask the room for a public name first
+import vbdkit.xenstore.codec as codec  # noqa: PLR0402  # "from" would ask the room for a public name first
 from vbdkit.xenstore.link import addresses, connect
 
 TYPE_CHECKING = False

@@ -169,7 +169,7 @@ class Store:
                 raise Refused("EACCES")
             self._special[path] = parse_permissions(texts, session.caller)
         else:
-            tree.set_permissions(view, session.caller, _node(session, path), texts)
+            tree.set_permissions(view, session.caller, _node(session, path, special=True), texts)
         return _OK
 
     # Transactions.
