@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -108,6 +109,27 @@ def test_a_full_backlog_is_waited_for_until_the_deadline(tmp_path: Path) -> None
         stack.enter_context(Connection.open(soon(5), environ(path)))
         assert time.monotonic() - before < 2
         timer.join()
+
+
+def test_a_signal_while_connecting_is_no_connection(tmp_path: Path) -> None:
+    """The interpreter takes an interrupted connect for one that goes on; on a unix socket nothing goes on."""
+    path = tmp_path / "socket"
+    came: list[int] = []
+    old = signal.signal(signal.SIGALRM, lambda number, _: came.append(number))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(0)
+            with Connection.open(soon(), environ(path)):
+                signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+                before = time.monotonic()
+                with fails("ETIMEDOUT"):
+                    Connection.open(soon(0.3), environ(path))
+                assert time.monotonic() - before > 0.25
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert len(came) > 1
 
 
 def test_a_silent_store() -> None:

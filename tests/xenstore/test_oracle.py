@@ -107,7 +107,8 @@ class SameAnswers(RuleBasedStateMachine):
 
     @rule(client=CLIENTS, place=PLACES, path=PATHS, permissions=PERMISSIONS)
     def set_permissions(self, client: int, place: int | None, path: bytes, permissions: list[bytes]) -> None:
-        if path != b"/":
+        # Debian's C xenstored 4.17 dies of an assertion (conn->in == NULL) on a special name in a transaction.
+        if path != b"/" and (place is None or path != b"@x"):
             self.same(client, place, lambda xs, tx: xs.set_permissions(path, permissions, tx))
 
     @rule(client=CLIENTS)
