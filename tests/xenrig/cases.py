@@ -219,7 +219,7 @@ def storm(check: Verdicts) -> None:
         statuses = [process.wait(400) for process in running]
     took = time.monotonic() - began
     created = [guest for guest, status in zip(guests, statuses, strict=True) if status == 0]
-    up = [guest for guest in created if guest.says(f"domU: 3 {MARKER}", 120)]
+    up = [guest for guest in created if guest.says(f"domU: 3 {MARKER}", 300)]
     print(f"FIGURE storm: {len(up)} of {len(guests)} guests up with all disks, last xl create done after {took:.0f} s")
     check("every guest is up with its three disks", len(up) == len(guests), statuses)
     for guest in created:
