@@ -4,8 +4,8 @@ Builds the rig if it is not built, makes a wheel of this checkout, installs it i
 the cases (cases.py). Every check prints a line; the last line is "N passed, N failed". The exit status is 1 if any
 failed.
 
-Where the rig cannot be built (not root, no apt, no network) it says so and ends with 0; with CI=true in the environment
-that is a failure. $RIG names the cache, by default ~/.cache/vbdkit-xenrig (2 GB).
+Where the rig or the wheel cannot be built (not root, no apt, no network) it says so and ends with 0; with CI=true in
+the environment that is a failure. $RIG names the cache, by default ~/.cache/vbdkit-xenrig (2 GB).
 """
 
 import argparse
@@ -69,15 +69,15 @@ def main() -> int:
     names = options.case or (SHORT if options.short else list(CASES))
     cache = Path(os.environ.get("RIG") or Path.home() / ".cache/vbdkit-xenrig")
     cache.mkdir(parents=True, exist_ok=True)
-    try:
-        build.ensure_built(cache)
-    except build.CannotBuild as reason:
-        print(f"skipped: {reason}")
-        return int(os.environ.get("CI") == "true")
     tally = Tally()
     together = [name for name in names if name not in OWN_MACHINE]
     with tempfile.TemporaryDirectory() as folder:
-        wheel = None if options.stock else _wheel(Path(folder))
+        try:
+            build.ensure_built(cache)
+            wheel = None if options.stock else _wheel(Path(folder))
+        except build.CannotBuild as reason:
+            print(f"skipped: {reason}")
+            return int(os.environ.get("CI") == "true")
         if together:
             _run(tally, Rig(cache, xenstored=options.xenstored), together, wheel, cache / "logs")
         for name in names:
@@ -88,9 +88,12 @@ def main() -> int:
 
 
 def _wheel(folder: Path) -> Path:
-    """This checkout as a wheel, made the way `make wheel` makes it."""
+    """This checkout as a wheel, made the way `make wheel` makes it. Raises CannotBuild, without a network for one."""
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "-w", str(folder), str(CHECKOUT)], check=True)
+    done = subprocess.run([*command, "-w", str(folder), str(CHECKOUT)], capture_output=True, text=True)
+    if done.returncode:
+        errors = [line.strip() for line in done.stderr.splitlines() if "rror: " in line or "ERROR: " in line]
+        raise build.CannotBuild(f"no wheel of this checkout: {(errors or ['no message'])[-1]}")
     return next(folder.glob("*.whl"))
 
 
