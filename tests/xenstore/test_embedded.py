@@ -204,6 +204,7 @@ def test_a_domain_hears_of_others_only_where_it_may(dom0: Connection, dom5: Conn
 
 
 def test_a_released_domain_s_connections_end(dom0: Connection, dom5: Connection) -> None:
+    assert dom5.read(b"name") == b"driver"
     dom0.release(5)
     with pytest.raises(StoreError, match=r"ECONNRESET|EPIPE"):
         dom5.read(b"name")
