@@ -165,9 +165,10 @@ def test_a_target_that_is_no_disk(
 )
 def test_i1_i2_i3_nodes_that_say_too_little(host: Host, image: Path, nodes: dict[str, bytes | None], says: str) -> None:
     host.domain(5)
-    values: dict[str, object] = {"params": os.fsencode(image), "mode": b"w", "state": "2"} | nodes
-    state = values.pop("state")
-    disk = host.vbd(5, values["params"], values["mode"], state=state.decode() if isinstance(state, bytes) else state)  # type: ignore[arg-type]
+    values: dict[str, bytes | None] = {"params": os.fsencode(image), "mode": b"w", "state": b"2"}
+    values |= nodes
+    state = values["state"]
+    disk = host.vbd(5, values["params"], values["mode"], state=None if state is None else state.decode())
     refused(disk, says)
 
 
