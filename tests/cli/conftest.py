@@ -15,8 +15,17 @@ from tests.need import need
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = Path(vbdkit.__file__).parent
-# The interpreter of the system, as a script's first line would name it.
-PYTHON = Path(getattr(sys, "_base_executable", sys.executable))
+
+
+def _system_python() -> Path:
+    """The interpreter of the system, as a script's first line would name it, and which every user may run."""
+    usual, asks = Path("/usr/bin/python3"), "import sys; sys.exit(sys.version_info < (3, 11))"
+    if usual.exists() and subprocess.run([usual, "-c", asks]).returncode == 0:
+        return usual
+    return Path(getattr(sys, "_base_executable", sys.executable))
+
+
+PYTHON = _system_python()
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
