@@ -35,7 +35,7 @@ _HERE = __file__.rpartition("/")[0]
 def start(script: str, system: str = "", **settings: "bytes | float") -> "NoReturn":
     """Run a script's ``main`` with these settings; what an installed stub calls. Ends the process."""
     words = sys.argv[1:]
-    load(script, "remove" if "remove" in words or "6" in words else "add", system or sys.platform)
+    load(script, "remove" if "remove" in words or "6" in words else "add", system or sys.platform.rstrip("0123456789"))
     name = "vbdkit.scripts." + script
     __import__(name)
     sys.modules[name].main(system, **settings)

@@ -1,0 +1,5 @@
+"""Fixtures of this room's tests."""
+
+from tests.images import image
+
+__all__ = ["image"]
