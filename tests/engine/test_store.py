@@ -1,4 +1,4 @@
-"""The store as a script meets it: one transaction under the lock (O6), conflicts, refusals, and its end in the middle."""
+"""The store as a script meets it: one transaction under the lock (O6), conflicts, refusals, its end in mid-run."""
 
 import fcntl
 import os
