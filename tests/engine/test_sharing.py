@@ -282,7 +282,7 @@ def test_o2_mounted_in_this_domain(
         if (options, mode) == ("ro", "r"):
             assert result.status == 0
         else:
-            refused(result, f"is mounted{f' as {loop}' if as_file else ''} on {point}", f"umount {point}")
+            refused(result, f"is mounted{f' (through {loop})' if as_file else ''} on {point}", f"umount {point}")
             assert host.disk(7, file_system if as_file else loop, mode + "!").add().status == 0
     finally:
         subprocess.run(["umount", point], check=True)

@@ -142,7 +142,8 @@ def _tell(
             with Connection.open(deadline, environ) as fresh:
                 publish.failed(fresh, vbd, failure, run is not None and run.forget)
         except (StoreError, Failure) as second:
-            sentence += f" (this could not be written to xenstore: {second})"
+            why = "for the same reason" if str(second) == str(error) else str(second)
+            sentence += f" (this could not be written to xenstore: {why})"
     whole = f"{name}: {vbd.name + ': ' if vbd is not None else ''}{sentence}"
     syslog.syslog(syslog.LOG_ERR, whole.replace("\0", ""))
     if not isinstance(error, (Failure, StoreError, OSError)):
@@ -159,7 +160,7 @@ def _as_failure(error: Exception) -> Failure:
     if isinstance(error, Failure):
         return error
     if isinstance(error, StoreError):
-        return Failure("xenstore: {why}", why=str(error))
+        return Failure("{why}" if "xenstore" in error.operation else "xenstore: {why}", why=str(error))
     if isinstance(error, OSError):
         where = error.filename
         what = posix.strerror(error.errno) if error.errno else str(error)

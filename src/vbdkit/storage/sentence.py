@@ -9,7 +9,7 @@ def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
     """Return the error that says why ``user`` forbids the target."""
     asked = "read-write" if writable else "read-only"
     has = "read-write" if user.writable else "read-only"
-    through = "" if link.place == ITSELF else " as {via}"
+    through = "" if link.place == ITSELF else " (through {via})"
     fields: dict[str, object] = {"target": chain.target, "via": link.name, "asked": asked, "has": has}
     if user.kind == MOUNT:
         return InUse(
@@ -32,7 +32,7 @@ def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
     elif not user.writable:
         give += " or ask for it read-only"
     return InUse(
-        "{target} is in use by " + who + disk + through + ", {has}, so another guest may not have it {asked}; " + give,
+        "{target} is in use by " + who + disk + ", {has}" + through + ", so another guest may not have it {asked}; " + give,
         domid=user.domid,
         name=user.name,
         vdev=user.vdev,
