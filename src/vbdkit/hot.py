@@ -8,6 +8,7 @@ compared, and when anything differs or the file is not there, modules load as th
 To write the files: ``python -IS .../vbdkit/hot.py SYSTEM``, with the interpreter that the scripts run under.
 """
 
+import gc
 import marshal
 import posix
 import sys
@@ -34,6 +35,8 @@ _HERE = __file__.rpartition("/")[0]
 
 def start(script: str, system: str = "", **settings: "bytes | float") -> "NoReturn":
     """Run a script's ``main`` with these settings; what an installed stub calls. Ends the process."""
+    # A run is too short to make garbage worth collecting; loading alone would set the collector off several times.
+    gc.disable()
     words = sys.argv[1:]
     load(script, "remove" if "remove" in words or "6" in words else "add", system or sys.platform.rstrip("0123456789"))
     name = "vbdkit.scripts." + script
@@ -84,17 +87,31 @@ def build(script: str, command: str, system: str) -> str:
 
     Only for an interpreter of its own, in which none of the modules is loaded yet.
     """
+    import ast
     from importlib.machinery import FileFinder, SourceFileLoader
 
     entries: list[Entry] = []
+
+    class Bare(ast.NodeTransformer):
+        """Takes the annotations of functions away; they would be evaluated at each start."""
+
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+            node.returns = None
+            self.generic_visit(node)
+            return node
+
+        def visit_arg(self, node: ast.arg) -> ast.arg:
+            node.annotation = None
+            return node
 
     class Noting(SourceFileLoader):
         """Loads as ever, and notes each module once it is whole, so after all that it imports."""
 
         def exec_module(self, module: "ModuleType") -> None:
             status = posix.stat(self.path)
-            # Without docstrings: half of the bytes.
-            code = compile(self.get_data(self.path), self.path, "exec", dont_inherit=True, optimize=2)
+            # Without docstrings and annotations, which nobody asks for here: half of the bytes.
+            tree = Bare().visit(ast.parse(self.get_data(self.path)))
+            code = compile(tree, self.path, "exec", dont_inherit=True, optimize=2)
             exec(code, module.__dict__)  # noqa: S102  # as load() will
             if module.__name__ != "vbdkit":  # which is there when load() is
                 package = hasattr(module, "__path__")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vbdkit.storage.chain import Chain
     from vbdkit.xenstore.client import Connection
 
+_USUAL_KINDS = (*SCRIPT_KINDS, b"qdisk")
+
 
 def guests_of(store: "Connection", vbd: "Vbd", platform: "ModuleType", chain: "Chain") -> "list[User]":
     """Return the other vbds that use something on the chain. Raises StoreError, and Failure for a malformed node."""
@@ -71,16 +73,14 @@ def _identities(
 
 def _backends(store: "Connection", root: bytes) -> "list[bytes]":
     """Return the paths of all disk backends of this domain."""
-    try:
-        kinds = store.list(root)
-    except StoreError as error:
-        if error.name != "ENOENT":
-            raise
-        return []
-    kinds = [root + b"/" + kind for kind in kinds if is_disk_kind(kind)]
+    # The usual kinds are asked for along with the list of kinds: a round trip less with the lock held.
+    usual = [root + b"/" + kind for kind in _USUAL_KINDS]
+    kinds, *lists = store.list_many([root, *usual])
+    others = [root + b"/" + kind for kind in kinds or () if is_disk_kind(kind) and kind not in _USUAL_KINDS]
+    lists += store.list_many(others)
     domains = [
         kind + b"/" + domid
-        for kind, found in zip(kinds, store.list_many(kinds), strict=True)
+        for kind, found in zip(usual + others, lists, strict=True)
         for domid in found or ()
         if domid.isdigit()
     ]

@@ -32,7 +32,8 @@ def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
     elif not user.writable:
         give += " or ask for it read-only"
     return InUse(
-        "{target} is in use by " + who + disk + ", {has}" + through + ", so another guest may not have it {asked}; " + give,
+        "{target} is in use by " + who + disk + ", {has}" + through + ", "
+        "so another guest may not have it {asked}; " + give,
         domid=user.domid,
         name=user.name,
         vdev=user.vdev,
