@@ -17,7 +17,8 @@ from vbdkit.protocol.invocation import build_invocation
 from vbdkit.protocol.vbd import backend_path
 from vbdkit.xenstore.client import Connection, StoreError
 
-PYTHON = "/usr/bin/python3"
+# The interpreter in the first line of the script under test; another one: VBDKIT_TEST_PYTHON=/path make test
+PYTHON = os.environ.get("VBDKIT_TEST_PYTHON", "/usr/bin/python3")
 SOURCE = Path(__file__).parent.parent / "src"
 
 

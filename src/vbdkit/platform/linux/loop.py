@@ -31,6 +31,8 @@ _EMPTY_INFO = bytes(_INFO.size)
 _CONFIG = Struct("=II232s64x")
 # The guest sees 512-byte sectors whatever the file lies on: a copied disk must not change its geometry.
 _BLOCK_SIZE = 512
+# What open says of a device without a node, without a driver, or in the middle of its release.
+_NOT_THERE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 
 
 class Loop:
@@ -70,7 +72,7 @@ def query(number: int) -> Loop | None:
     try:
         fd = posix.open(device_path(number), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        if error.errno in _NOT_THERE:
             return None
         raise
     try:
@@ -144,19 +146,22 @@ def bind(fd: int, owner: str, deadline: float) -> Loop:
     try:
         while True:
             number: int = ioctl(control, LOOP_CTL_GET_FREE)
-            device = _open(number)
+            device = -1
             try:
+                device = _open(number)
                 ioctl(device, LOOP_CONFIGURE, config)
                 loop = _status(device, number)
                 if loop is None:
                     raise OSError(errno.ENXIO, posix.strerror(errno.ENXIO))
                 return loop
             except OSError as error:
-                # Another process took the number between the two calls: ask for the next one.
-                if error.errno != errno.EBUSY:
+                # Another process took the number in between (EBUSY), or even gave it back and the kernel is at
+                # releasing it (ENXIO): ask for the next one.
+                if error.errno not in (errno.EBUSY, errno.ENXIO):
                     raise
             finally:
-                posix.close(device)
+                if device >= 0:
+                    posix.close(device)
             if time.monotonic() >= deadline:
                 raise Failure(
                     "no loop device can be had: each one that was free was taken by others, until the time was up"
@@ -194,8 +199,10 @@ def release(number: int, backing: "tuple[int, int]", owner: str) -> "bool | None
     """
     try:
         fd = posix.open(device_path(number), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
     try:
         loop = _status(fd, number)
         if loop is None or loop.backing != backing or loop.owner != owner.encode("ascii"):
