@@ -8,6 +8,7 @@ from fcntl import ioctl
 
 import vbdkit.platform.linux.loop as loops
 from vbdkit.platform import Backing
+from vbdkit.platform.linux.kernel import read
 from vbdkit.platform.linux.mounts import mounts_of
 from vbdkit.platform.target import FILE, Target, open_target
 from vbdkit.protocol.failure import Failure
@@ -49,13 +50,9 @@ def device(target: Target, writable: bool) -> Backing:
 def _removable(status: posix.stat_result) -> bool:
     """Whether a device is a drive that may be empty for now, as for a guest's CD-ROM."""
     try:
-        fd = posix.open(b"/sys/dev/block/%d:%d/removable" % _numbers(status.st_rdev), posix.O_RDONLY | posix.O_CLOEXEC)
+        return read(b"/sys/dev/block/%d:%d/removable" % _numbers(status.st_rdev)).startswith(b"1")
     except OSError:
         return False
-    try:
-        return posix.read(fd, 1) == b"1"
-    finally:
-        posix.close(fd)
 
 
 def _numbers(rdev: int) -> "tuple[int, int]":

@@ -11,6 +11,7 @@ import time
 from _struct import Struct
 from fcntl import ioctl
 
+from vbdkit.platform.linux.kernel import read
 from vbdkit.protocol.failure import Failure
 
 LOOP_CLR_FD = 0x4C01
@@ -69,12 +70,9 @@ def device_path(number: int) -> bytes:
 
 def query(number: int) -> Loop | None:
     """Return what loop device ``number`` is bound to, or None where it is not bound or not there."""
-    try:
-        fd = posix.open(device_path(number), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return None
-        raise
+    fd = _open_to_ask(number)
+    if fd is None:
+        return None
     try:
         return _status(fd, number)
     finally:
@@ -84,13 +82,19 @@ def query(number: int) -> Loop | None:
 def backing_name(number: int) -> bytes:
     """Return the path by which the kernel knows a bound loop device's file, as sysfs shows it; empty where unknown."""
     try:
-        fd = posix.open(b"/sys/block/loop%d/loop/backing_file" % number, posix.O_RDONLY | posix.O_CLOEXEC)
+        return read(b"/sys/block/loop%d/loop/backing_file" % number).removesuffix(b"\n")
     except OSError:
         return b""
+
+
+def _open_to_ask(number: int) -> int | None:
+    """Open a loop device for its status; None where there is none to ask."""
     try:
-        return posix.read(fd, 8192).removesuffix(b"\n")
-    finally:
-        posix.close(fd)
+        return posix.open(device_path(number), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
 
 
 def _status(fd: int, number: int) -> Loop | None:
@@ -109,15 +113,8 @@ def bound() -> "list[Loop]":
     /proc/partitions lists the block devices that have a size, so unbound ones need not be opened
     (show_partition in the kernel's block/genhd.c).
     """
-    fd = posix.open(b"/proc/partitions", posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        chunks = []
-        while chunk := posix.read(fd, 65536):
-            chunks.append(chunk)
-    finally:
-        posix.close(fd)
     found = []
-    for line in b"".join(chunks).splitlines():
+    for line in read(b"/proc/partitions").splitlines():
         name = line.rpartition(b" ")[2]
         if name.startswith(b"loop") and name[4:].isdigit():
             loop = query(int(name[4:]))
@@ -197,12 +194,9 @@ def release(number: int, backing: "tuple[int, int]", owner: str) -> "bool | None
     Returns True where it is free now, False where the kernel frees it as soon as its last opener closes it
     (a driver that is about to go), None where it is another's or nobody's: then nothing was done.
     """
-    try:
-        fd = posix.open(device_path(number), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return None
-        raise
+    fd = _open_to_ask(number)
+    if fd is None:
+        return None
     try:
         loop = _status(fd, number)
         if loop is None or loop.backing != backing or loop.owner != owner.encode("ascii"):

@@ -2,6 +2,8 @@
 
 import posix
 
+from vbdkit.platform.linux.kernel import read
+
 _PATH = b"/proc/self/mountinfo"
 
 
@@ -20,7 +22,7 @@ class Mount:
 def mounts_of(rdevs: "frozenset[int]") -> "list[Mount]":
     """Return the mounts of these devices. Raises OSError where the list cannot be read."""
     found = []
-    for line in _read().splitlines():
+    for line in read(_PATH).splitlines():
         # id parent major:minor root point options [tags...] - type source superoptions
         left, _, right = line.partition(b" - ")
         fields = left.split(b" ")
@@ -37,17 +39,6 @@ def mounts_of(rdevs: "frozenset[int]") -> "list[Mount]":
             writable = b"rw" in kind_source_options[2].split(b",")
             found.append(Mount(rdev, _unescaped(fields[4]), writable))
     return found
-
-
-def _read() -> bytes:
-    fd = posix.open(_PATH, posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        chunks = []
-        while chunk := posix.read(fd, 65536):
-            chunks.append(chunk)
-        return b"".join(chunks)
-    finally:
-        posix.close(fd)
 
 
 def _source_rdev(source: bytes) -> int:
