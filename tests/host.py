@@ -3,6 +3,7 @@
 Runs scripts as real processes with the environment of C3. What it binds or makes it takes back at the end.
 """
 
+import contextlib
 import os
 import subprocess
 import time
@@ -127,8 +128,8 @@ class Host:
         return self.vbd(domid, params, mode, devid)
 
     def close(self) -> None:
-        """Release the loop devices that tests left behind; say so, since no script may leave one."""
-        for name in set(bound_loops()) - self.loops:
+        """Release the loop devices that were left behind on files of this host, and on no others of the machine."""
+        for name in set(bound_loops(self.directory)) - self.loops:
             subprocess.run(["losetup", "-d", name], check=False)
 
 
@@ -196,9 +197,13 @@ class Disk:
             store.remove(self.path)
 
 
-def bound_loops() -> list[str]:
-    """The loop devices of this machine that are bound to something."""
-    return sorted(f"/dev/{path.parent.name}" for path in Path("/sys/block").glob("loop*/loop"))
+def bound_loops(under: Path = Path("/")) -> list[str]:
+    """The loop devices of this machine that are bound to something; ``under`` a folder, there only."""
+    found = {}
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # released meanwhile
+            found[f"/dev/{path.parts[3]}"] = path.read_text()
+    return sorted(name for name, file in found.items() if Path(file).is_relative_to(under))
 
 
 def backing_file(loop: str | bytes) -> str:
