@@ -12,6 +12,7 @@ from tests.host import backing_file, bound_loops
 from tests.images import losetup, make_image
 from tests.need import need_loop_devices
 from vbdkit.platform.linux import loop
+from vbdkit.protocol.vbd import parse_backend_path
 
 # Each of several processes binds and releases as fast as it can.
 RACE = """
@@ -69,7 +70,9 @@ def test_processes_that_take_the_same_free_number_all_get_a_device(tmp_path: Pat
 
 
 def test_the_longest_name_of_a_vbd_fits_the_label(image: Path) -> None:
-    owner = "vbd-4294967295-4294967295"
+    vbd = parse_backend_path(b"backend/" + b"v" * 32 + b"/4294967295/4294967295")
+    assert vbd is not None
+    owner = vbd.name
     fd = os.open(image, os.O_RDONLY)
     made = loop.bind(fd, owner, time.monotonic() + 5)
     os.close(fd)

@@ -12,6 +12,13 @@ def test_fields_are_rendered_and_bytes_made_printable() -> None:
     assert InUse("x").status == b"busy"
 
 
+def test_text_is_made_printable_as_bytes_are() -> None:
+    """The holder of a lock says by its command line what it likes."""
+    failure = Failure("held by {holder}", holder="pid 1 (\x1b[31mred\n\u202e\udcff)")
+    assert str(failure) == r"held by pid 1 (\x1b[31mred\n\u202e\udcff)"
+    assert str(failure).isprintable()
+
+
 @pytest.mark.parametrize("text", [b"{path}", b"{}", b"{0}", b"%s", b"}{"])
 def test_braces_in_values_are_text(text: bytes) -> None:
     assert str(Failure("{path} x", path=text)) == text.decode() + " x"

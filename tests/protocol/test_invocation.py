@@ -53,6 +53,7 @@ def test_c7_the_path_is_kept_as_it_was_given(path: bytes) -> None:
         b"backend/../7/1",
         b"backend/v d/7/1",
         b"backend/\xff/7/1",
+        b"backend/" + b"v" * 33 + b"/7/1",
     ],
 )
 def test_what_is_no_backend_path_is_refused(path: bytes) -> None:

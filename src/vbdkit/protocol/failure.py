@@ -10,8 +10,8 @@ from vbdkit.protocol.nodes import BUSY, ERROR, HOTPLUG_ERROR_LIMIT
 class Failure(Exception):
     """Something that cannot be done.
 
-    ``template`` is a str.format template, ``fields`` what it names: bytes (paths and store values, shown
-    printable), or anything that str() renders.
+    ``template`` is a str.format template, ``fields`` what it names: bytes (paths and store values), or
+    anything that str() renders. Both are shown printable, whatever they hold.
     """
 
     status = ERROR
@@ -32,7 +32,7 @@ class Failure(Exception):
         Where it is longer, the middle of long fields is left out, so that what is wrong stays.
         """
         for longest in (0, 200, 60, 20):
-            text = self._rendered(longest).replace("\n", " ").encode("utf-8", "backslashreplace")
+            text = self._rendered(longest).replace("\n", " ").encode("utf-8")
             if len(text) <= HOTPLUG_ERROR_LIMIT:
                 return text
         return text[: HOTPLUG_ERROR_LIMIT - 3].decode("utf-8", "ignore").encode("utf-8") + b"..."
@@ -41,7 +41,7 @@ class Failure(Exception):
         """Render with fields of at most ``longest`` characters, 0 for any number."""
         fields = {}
         for name, value in self.fields.items():
-            text = shown(value) if isinstance(value, bytes) else str(value)
+            text = shown(value) if isinstance(value, bytes) else printable(str(value))
             fields[name] = text[: longest // 2] + "..." + text[-longest // 2 :] if 0 < longest < len(text) else text
         return self.template.format(**fields)
 
@@ -54,7 +54,11 @@ class InUse(Failure):
 
 def shown(text: bytes) -> str:
     """Return bytes as printable text on one line: UTF-8 where it is that, escapes for all else."""
-    decoded = text.decode("utf-8", "backslashreplace")
-    if decoded.isprintable():
-        return decoded
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded)
+    return printable(text.decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """Return text with escapes in place of what a terminal or a log would not show as it is."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

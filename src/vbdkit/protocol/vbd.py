@@ -29,6 +29,10 @@ class Vbd:
         return self.path + b"/" + name
 
 
+# Real kinds have at most 7 (pvcalls). With this a vbd's name fits every place that it stands in.
+_KIND_MAX = 32
+
+
 def parse_backend_path(path: bytes) -> Vbd | None:
     """Return the vbd that a backend path names, or None where it is none.
 
@@ -43,7 +47,7 @@ def parse_backend_path(path: bytes) -> Vbd | None:
     if len(parts) != 4 or parts[0] != b"backend" or not (_plain(parts[2]) and _plain(parts[3])):
         return None
     kind = parts[1]
-    if not kind or not kind.isascii() or not kind.replace(b"_", b"").replace(b"-", b"").isalnum():
+    if len(kind) > _KIND_MAX or not kind.isascii() or not kind.replace(b"_", b"").replace(b"-", b"").isalnum():
         return None
     return Vbd(path, kind, int(parts[2]), int(parts[3]), backend)
 
