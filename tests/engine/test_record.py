@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,10 @@ def test_a_line_that_a_kill_cut_short_does_not_count(records: Records) -> None:
     assert records.load("vbd-5-51712") == {"mode": "w"}
 
 
-@pytest.mark.parametrize("text", [b"", b"vbdkit 2\nmode w\n", b"nonsense\n", b"\xff\xfe\n"])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"vbdkit 2\nmode w\n", b"nonsense\n", b"\xff\xfe\n", b"vbdkit 1\nmode %zz\n", b"vbdkit 1\nmode %\xff\n"],
+)
 def test_one_that_cannot_be_understood_is_named_and_kept(records: Records, text: bytes) -> None:
     records.begin("vbd-5-51712", {"mode": "w"}).close()
     path = Path(os.fsdecode(records.path("vbd-5-51712")))
@@ -70,6 +74,19 @@ def test_a_link_in_a_records_place_is_not_followed(records: Records, tmp_path: P
     os.symlink(other, records.path("vbd-6-51712"))
     with pytest.raises(Failure):
         records.load("vbd-6-51712")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "directory"])
+def test_what_is_no_file_in_a_records_place_is_named_and_not_waited_for(
+    records: Records, make: "Callable[[bytes], None]"
+) -> None:
+    os.mkdir(records.directory)
+    for path in (records.path("vbd-5-51712"), records.path("vbd-6-51712") + b".new"):
+        make(path)
+    with pytest.raises(Failure, match="vbd-5-51712"):
+        records.load("vbd-5-51712")
+    with pytest.raises(Failure, match="vbd-6-51712 cannot be written"):
+        records.begin("vbd-6-51712", {})
 
 
 def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

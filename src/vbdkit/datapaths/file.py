@@ -27,5 +27,8 @@ class File(Datapath):
 
     def detach(self, run: "Run", made: "dict[str, str]") -> str:
         """Release what was bound, if it still is this vbd's."""
-        done: str = run.platform.unbind(made, run.vbd.name)
+        try:
+            done: str = run.platform.unbind(made, run.vbd.name)
+        except ValueError:
+            raise run.records.unreadable(run.vbd.name, "its numbers are none") from None
         return done

@@ -11,6 +11,10 @@ import posix
 from vbdkit.protocol.failure import Failure
 
 VERSION = "vbdkit 1"
+# Not through a link, and without waiting for the other end of a FIFO that stands in a record's place.
+_SAFELY = posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+_READ = posix.O_RDONLY | _SAFELY
+_WRITE = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | _SAFELY
 
 
 class Records:
@@ -29,44 +33,50 @@ class Records:
     def load(self, name: str) -> "dict[str, str] | None":
         """Return a vbd's record, or None where there is none. Raises Failure for one that cannot be understood."""
         try:
-            fd = posix.open(self.path(name), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+            fd = posix.open(self.path(name), _READ)
+            try:
+                text = posix.read(fd, 65536)
+            finally:
+                posix.close(fd)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise self._failure("read", name, error) from None
-        try:
-            text = posix.read(fd, 65536)
-        finally:
-            posix.close(fd)
         whole, _, _ = text.rpartition(b"\n")
         lines = whole.decode("ascii", "replace").split("\n")
         if lines[0] != VERSION:
-            raise Failure(
-                "the record {path} is not one that this vbdkit can read (it begins with {first}); "
-                "see what it says, undo that by hand and remove it",
-                path=self.path(name),
-                first=repr(lines[0][:40]),
-            )
+            raise self.unreadable(name, f"it begins with {lines[0][:40]!r}")
         found = {}
-        for line in lines[1:]:
-            key, _, value = line.partition(" ")
-            found[key] = _unescaped(value)
+        try:
+            for line in lines[1:]:
+                key, _, value = line.partition(" ")
+                found[key] = _unescaped(value)
+        except ValueError:
+            raise self.unreadable(name, f"{line[:40]!r} is no line of one") from None
         return found
+
+    def unreadable(self, name: str, why: str) -> Failure:
+        """Return the failure for a record that says what no record says."""
+        return Failure(
+            "the record {path} is not one that this vbdkit can read ({why}); "
+            "see what it says, undo that by hand and remove it",
+            path=self.path(name),
+            why=why,
+        )
 
     def begin(self, name: str, facts: "dict[str, str]") -> "Record":
         """Write a new record in one step and return it, open for what is to be added. Raises Failure."""
         path = self.path(name)
         fresh = path + b".new"
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW
         try:
             try:
-                fd = posix.open(fresh, flags, 0o600)
+                fd = posix.open(fresh, _WRITE, 0o600)
             except FileNotFoundError:
                 try:
                     posix.mkdir(self.directory, 0o700)
                 except FileExistsError:
                     pass  # another script was faster
-                fd = posix.open(fresh, flags, 0o600)
+                fd = posix.open(fresh, _WRITE, 0o600)
             try:
                 _write(fd, f"{VERSION}\n{_lines(facts)}")
                 posix.rename(fresh, path)
