@@ -110,6 +110,12 @@ def test_a_directory_in_the_locks_place_is_a_clear_error(directory: bytes) -> No
         pass
 
 
+def test_a_link_to_nowhere_in_the_directorys_place_is_a_clear_error(directory: bytes) -> None:
+    os.symlink("/nowhere/at/all", directory)
+    with pytest.raises(Failure, match="cannot be taken: No such file or directory"), lock(directory):
+        pass
+
+
 def test_many_processes_hold_it_one_at_a_time(directory: bytes, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")

@@ -72,8 +72,8 @@ class Lock:
             try:
                 posix.mkdir(self._directory, 0o755)
             except FileExistsError:
-                pass  # another script was faster
-            return
+                pass  # another script was faster, or a link to nowhere is in the way
+            fd = posix.open(self.path, flags, 0o600)
         try:
             try:
                 flock(fd, LOCK_EX | LOCK_NB)
