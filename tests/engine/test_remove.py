@@ -161,3 +161,24 @@ def test_another_scripts_loop_number_that_was_reused_is_left_alone(host: Host, i
     assert disk.remove().status == 0
     assert loop in bound_loops()
     losetup("-d", loop)
+
+
+@pytest.mark.parametrize("number", [b"", b"nonsense", b"7", b"7:0x", b"-7:0", b"f" * 2000 + b":0", b"\xff\n:{0}"])
+def test_another_scripts_disk_with_a_number_that_is_none_stays(host: Host, image: Path, number: bytes) -> None:
+    loop = losetup("--find", "--show", str(image))
+    disk = host.disk(5, image)
+    disk.write(node=loop.encode(), physical_device=number)
+    result = disk.remove()
+    assert (result.status, result.output) == (0, "")
+    assert backing_file(loop) == str(image)
+    losetup("-d", loop)
+
+
+@pytest.mark.parametrize("line", [b"file x y", b"file 5", b"loop x", b"loop "])
+def test_a_record_whose_numbers_are_none_is_named_and_kept(attached: Disk, line: bytes) -> None:
+    record = attached.host.run_dir / "vbd-5-51712"
+    record.write_bytes(record.read_bytes() + line + b"\n")
+    result = attached.remove()
+    assert result.status == 1
+    assert f"the record {record} is not one that this vbdkit can read" in result.error
+    assert record.exists()

@@ -51,7 +51,11 @@ def _by_nodes(run: "Run", node: bytes | None, number: bytes | None, params: byte
     from vbdkit.engine.lock import Lock
     from vbdkit.storage.chain import ITSELF, Chain
 
-    identity = run.platform.published(number)
+    try:
+        identity = run.platform.published(number)
+    except ValueError:
+        run.log(syslog.LOG_WARNING, f"{shown(node)} stays: physical-device was {shown(number)}, no device number")
+        return ""
     chain = Chain(node)
     chain.add(identity, node, ITSELF)
     with Lock(run.lock_dir, run.deadline):
