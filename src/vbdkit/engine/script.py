@@ -12,7 +12,7 @@ import time
 from vbdkit import platform
 from vbdkit.engine import publish
 from vbdkit.engine.record import Records
-from vbdkit.protocol.failure import Failure
+from vbdkit.protocol.failure import Failure, printable, shown
 from vbdkit.protocol.invocation import ADD, InvocationError, parse_invocation
 from vbdkit.xenstore.client import Connection, StoreError
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TIME_LIMIT = 30.0
 # Seconds kept back from the limit for undoing and for telling.
 _LAST_WORDS = 3.0
+# Seconds that a full pipe in the place of stderr is waited for.
+_PATIENCE = 1.0
 
 RUN_DIR = b"/run/vbdkit"
 LOCK_DIR = b"/var/run/xen-hotplug"
@@ -76,7 +78,7 @@ class Run:
 
     def log(self, priority: int, text: str) -> None:
         """Write a line to syslog: script, command and vbd first."""
-        syslog.syslog(priority, f"{self.name} {self.command} {self.vbd.name}: {text}".replace("\0", ""))
+        syslog.syslog(priority, printable(f"{self.name} {self.command} {self.vbd.name}: {text}"))
 
 
 def run(
@@ -94,7 +96,7 @@ def run(
     returns the kind of storage of a name (``vbdkit.datapaths.load``); ``system`` is
     one of ``platform.SYSTEMS``, or empty for the one that this runs on.
     """
-    name = argv[0].rpartition(b"/")[2].decode("utf-8", "backslashreplace") if argv else "block"
+    name = shown(argv[0].rpartition(b"/")[2]) if argv else "block"
     syslog.openlog("vbdkit", syslog.LOG_PID, syslog.LOG_DAEMON)
     end = time.monotonic() + time_limit
     this = None
@@ -144,15 +146,26 @@ def _tell(
         except (StoreError, Failure) as second:
             why = "for the same reason" if str(second) == str(error) else str(second)
             sentence += f" (this could not be written to xenstore: {why})"
-    whole = f"{name}: {vbd.name + ': ' if vbd is not None else ''}{sentence}"
-    syslog.syslog(syslog.LOG_ERR, whole.replace("\0", ""))
+    whole = printable(f"{name}: {vbd.name + ': ' if vbd is not None else ''}{sentence}")
+    syslog.syslog(syslog.LOG_ERR, whole)
     if not isinstance(error, (Failure, StoreError, OSError)):
         _log_traceback(error)
+    _say(whole.encode("utf-8") + b"\n", min(deadline, time.monotonic() + _PATIENCE))
+    return 1
+
+
+def _say(text: bytes, deadline: float) -> None:
+    """Write to the toolstack's log. A pipe that is full, since nobody reads it, must not hold up the script."""
+    import select
+
     try:
-        posix.write(2, whole.encode("utf-8", "backslashreplace") + b"\n")
+        ready = select.poll()
+        ready.register(2, select.POLLOUT)
+        # A pipe that is ready takes this much at once (PIPE_BUF).
+        while text and ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            text = text[posix.write(2, text[:4096]) :]
     except OSError:
         pass
-    return 1
 
 
 def _as_failure(error: Exception) -> Failure:
