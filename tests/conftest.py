@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import host
 from tests.stores import real_store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the loop devices that other programs of this machine make be none of the tests' business."""
+    host.session_folder = tmp_path_factory.getbasetemp()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from vbdkit.xenstore.client import Connection, StoreError
 # The interpreter in the first line of the script under test; another one: VBDKIT_TEST_PYTHON=/path make test
 PYTHON = os.environ.get("VBDKIT_TEST_PYTHON", "/usr/bin/python3")
 SOURCE = Path(__file__).parent.parent / "src"
+# Where this session's tests have their files (conftest.py says).
+session_folder = Path("/")
 
 
 @dataclass
@@ -197,13 +199,22 @@ class Disk:
             store.remove(self.path)
 
 
-def bound_loops(under: Path = Path("/")) -> list[str]:
-    """The loop devices of this machine that are bound to something; ``under`` a folder, there only."""
+def bound_loops(under: Path | None = None) -> list[str]:
+    """The loop devices that are bound to files of this test session, or to files in the folder ``under``.
+
+    Others may come and go on the same machine.
+    """
+    folder = session_folder if under is None else under
     found = {}
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # released meanwhile
-            found[f"/dev/{path.parts[3]}"] = path.read_text()
-    return sorted(name for name, file in found.items() if Path(file).is_relative_to(under))
+            found[f"/dev/{path.parts[3]}"] = path.read_text().rstrip("\n")
+
+    def ours(name: str) -> bool:
+        file = found[name]
+        return ours(file) if file in found else Path(file).is_relative_to(folder)
+
+    return sorted(name for name in found if ours(name))
 
 
 def backing_file(loop: str | bytes) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vbdkit.engine.script import Run
     from vbdkit.platform import Backing
     from vbdkit.platform.target import Target
+    from vbdkit.storage.chain import Chain
     from vbdkit.xenstore.client import Connection
 
 _NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
@@ -62,6 +63,7 @@ def add(run: "Run") -> None:
             with Lock(run.lock_dir, run.deadline):
                 if mode.checked:
                     _check(run, store, target, mode)
+                run.forget = True  # from here on a failure may leave nodes behind
                 publish.connected(store, vbd, params, run.platform.nodes(backing), error is not None)
         except BaseException:
             _undo(run, datapath, made)
@@ -111,20 +113,21 @@ def _clear(run: "Run", published: bool) -> None:
     run.forget = old is not None or published
 
 
-def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> None:
+def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Chain":
     """Raise InUse where somebody else has the target (O1, O2). Only with the lock held is the answer good."""
-    chain = run.platform.chain(target)
-    users = guests_of(store, run.vbd, run.platform, chain)
-    same: frozenset[int] = frozenset()
+    platform = run.platform
+    chain: Chain = platform.chain(target)
+    users = guests_of(store, run.vbd, platform, chain)
     if users:
         describe(store, users)
-        same = same_vm(store, run.vbd, users)
-    users += run.platform.local_users(chain)
-    against = verdict(chain, mode.writable, users, same)
+    users += platform.local_users(chain, target)
+    against = verdict(chain, mode.writable, users, same_vm(store, run.vbd, users))
     if against is not None:
         from vbdkit.storage.sentence import refusal
 
+        platform.explain(chain)
         raise refusal(chain, mode.writable, *against)
+    return chain
 
 
 def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]") -> None:

@@ -6,7 +6,7 @@ Costs a handful of round trips however many vbds there are; what it finds is com
 from vbdkit.protocol.failure import Failure, shown
 from vbdkit.protocol.mode import parse_mode
 from vbdkit.protocol.nodes import DEV, MODE, PARAMS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, SCRIPT_KINDS, is_disk_kind
-from vbdkit.storage.sharing import GUEST, User
+from vbdkit.storage.sharing import GUEST, LOCK, User, meeting
 from vbdkit.xenstore.client import StoreError
 
 TYPE_CHECKING = False
@@ -24,10 +24,9 @@ _USUAL_KINDS = (*SCRIPT_KINDS, b"qdisk")
 def guests_of(store: "Connection", vbd: "Vbd", platform: "ModuleType", chain: "Chain") -> "list[User]":
     """Return the other vbds that use something on the chain. Raises StoreError, and Failure for a malformed node."""
     root = vbd.path.rpartition(b"/" + vbd.kind + b"/")[0]
-    links = chain.links
     users = []
     for path, identity in _identities(store, root, vbd, platform):
-        if identity in links:
+        if meeting(chain, identity) is not None:
             domid, _, devid = path[len(root) + 1 :].partition(b"/")[2].partition(b"/")
             users.append(User(GUEST, identity, True, domid=int(domid), vdev=devid, path=path))
     return users
@@ -63,12 +62,22 @@ def _identities(
     values = iter(store.read_many(wanted))
     for path in silent:
         name, params = next(values), next(values)
-        if name is None and path[len(root) + 1 :].partition(b"/")[0] not in SCRIPT_KINDS:
-            # qdisk and tap: "driver:file", or the file alone (the drivers cut at the first colon).
-            name = (params or b"").partition(b":")[2] or params
         identity = platform.identify(name) if name else None
         if identity is not None:
             yield path, identity
+        elif name or path[len(root) + 1 :].partition(b"/")[0] not in SCRIPT_KINDS:
+            # Served by a program, which takes what it opens from params.
+            for possible in _named_by(params or b""):
+                identity = platform.identify(possible)
+                if identity is not None:
+                    yield path, identity
+
+
+def _named_by(params: bytes) -> "list[bytes]":
+    """Return what a program may open for these params: ``file``, ``driver:file`` or ``tap:driver:file``."""
+    _, _, behind = params.partition(b":")
+    names = (params, behind, behind.partition(b":")[2])
+    return [name if name.startswith(b"/") else b"/dev/" + name for name in names if name]
 
 
 def _backends(store: "Connection", root: bytes) -> "list[bytes]":
@@ -105,13 +114,17 @@ def same_vm(store: "Connection", vbd: "Vbd", users: "list[User]") -> "frozenset[
     """Return the domids among ``users`` that are the asking VM, or no VM any more. Raises StoreError.
 
     The same VM: the same domain, an equal ``vm`` (migration on one host, an old ``-1`` ending dropped), or a
-    guest and its stub domain (``target``). Leftovers of a domain that is gone do not count. What cannot be
-    read (a driver domain may not) makes another VM.
+    guest and its stub domain (``target``). Leftovers of a domain that is gone do not count, unless its device model
+    still has the image locked. What cannot be read (a driver domain may not) makes another VM.
     """
+    others = {user.domid for user in users if user.domid >= 0}
+    if not others:
+        return frozenset()
     mine = _vms(store, vbd.domid)
+    running = {user.domid for user in users if user.kind == LOCK}
     same = set()
-    for domid in {user.domid for user in users}:
-        if domid == vbd.domid or (mine & _vms(store, domid)) or _gone(store, domid):
+    for domid in others:
+        if domid == vbd.domid or (mine & _vms(store, domid)) or (domid not in running and _gone(store, domid)):
             same.add(domid)
     return frozenset(same)
 

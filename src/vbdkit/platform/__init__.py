@@ -8,8 +8,8 @@ Each system is a package here that has:
     make a plain file into what the driver opens, and take that back. ``made`` is text that a record keeps.
 ``device(target, writable) -> Backing``
     the same for a device, which needs nothing made.
-``chain(target) -> Chain``, ``local_users(chain) -> list[User]``
-    what the target is and who in this domain uses it.
+``chain(target) -> Chain``, ``local_users(chain, target) -> list[User]``, ``explain(chain)``
+    what the target shares sectors with, who in this domain uses that, and all the links' names for people.
 ``identify(path) -> identity | None``, ``published(value) -> identity | None``
     the identity behind a path, and behind another vbd's ``physical-device``
     (ValueError: malformed; None: that node says nothing here).

@@ -74,6 +74,18 @@ def open_target(text: bytes, writable: bool, character_devices: bool = False) ->
     return target
 
 
+def status_of(path: bytes) -> posix.stat_result | None:
+    """Return the status of what a path names, or None where it can name nothing on this host. Raises OSError."""
+    try:
+        return posix.stat(path)
+    except ValueError:
+        return None  # a NUL byte
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return None
+        raise
+
+
 def _kind(path: bytes, status: posix.stat_result, character_devices: bool) -> str:
     mode = status.st_mode
     if _stat.S_ISREG(mode):

@@ -2,28 +2,75 @@
 
 from vbdkit.protocol.failure import InUse
 from vbdkit.storage.chain import ITSELF, Chain, Link
-from vbdkit.storage.sharing import EXCLUSIVE, MOUNT, User
+from vbdkit.storage.sharing import GUEST, LOCK, MEMBER, MOUNT, SWAP, User
+
+# What needs no words beside the name.
+_PLAIN = ("", "file", "disk", "loop device")
 
 
 def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
     """Return the error that says why ``user`` forbids the target."""
-    asked = "read-write" if writable else "read-only"
-    has = "read-write" if user.writable else "read-only"
-    through = "" if link.place == ITSELF else " (through {via})"
-    fields: dict[str, object] = {"target": chain.target, "via": link.name, "asked": asked, "has": has}
-    if user.kind == MOUNT:
-        return InUse(
-            "{target} is mounted" + through + " on {point} ({has}) in this domain, so no guest may have it {asked}; "
-            "unmount it first (umount {point})",
-            point=user.name,
-            **fields,
-        )
-    if user.kind == EXCLUSIVE:
-        return InUse(
-            "{target} is held exclusively" + through + " by something in this domain, so no guest may have it {asked}; "
-            "look for swap, LVM, md, another mount namespace or a program (lsblk, fuser -v) and release it first",
-            **fields,
-        )
+    fields: dict[str, object] = {
+        "target": chain.target,
+        "via": link.name or "what it is carved from",
+        "what": link.what,
+        "asked": _mode(writable),
+        "has": _mode(user.writable),
+        "point": user.name,
+        "name": user.name,
+        "pid": user.pid,
+        "program": user.program or "a program",
+    }
+    through = ""
+    if link.place != ITSELF:
+        through = " (through {via}" + (", {what}" if link.what not in _PLAIN else "") + ")"
+    if user.kind == GUEST:
+        return _guest(writable, user, through, fields)
+    state, way_out = _LOCAL.get(user.kind, _HELD)
+    if user.kind == MOUNT and user.pid:
+        state, way_out = _MOUNTED_ELSEWHERE
+    elif user.kind not in _LOCAL and user.pid:
+        state, way_out = _HELD_BY
+    elif user.kind == LOCK and not user.pid:
+        state, way_out = _LOCKED
+    return InUse(
+        "{target} is " + state.format(through=through) + ", so no guest may have it {asked}; " + way_out, **fields
+    )
+
+
+# kind of use -> how the target is used, what to do. The text of ``through`` comes first, the fields later.
+_LOCAL = {
+    MOUNT: ("mounted{through} on {{point}} ({{has}}) in this domain", "unmount it first (umount {point})"),
+    SWAP: ("swap space{through} of this domain ({{name}})", "take it out of use first (swapoff {name})"),
+    MEMBER: (
+        "part{through} of {{name}} in this domain",
+        "take that out of use first (vgchange -an, mdadm --stop, dmsetup remove, drbdadm down)",
+    ),
+    LOCK: (
+        "locked{through} by {{program}}, process {{pid}}, which has it {{has}}",
+        "end that first (a running machine or image tool)",
+    ),
+}
+_MOUNTED_ELSEWHERE = (
+    "mounted{through} on {{point}} ({{has}}) in another mount namespace, that of process {{pid}} ({{program}})",
+    "unmount it there first (nsenter -t {pid} -m umount {point}) or end what runs there",
+)
+_LOCKED = ("locked{through} by a program that has it {{has}}", "find and end it first (lslocks, fuser -v {target})")
+_HELD_BY = (
+    "held exclusively{through} in this domain; process {{pid}} ({{program}}) has it open",
+    "end that first",
+)
+_HELD = (
+    "held exclusively{through} by something in this domain",
+    "look for swap, LVM, md, ZFS or a program (lsblk, fuser -v {target}) and release it first",
+)
+
+
+def _mode(writable: bool) -> str:
+    return "read-write" if writable else "read-only"
+
+
+def _guest(writable: bool, user: User, through: str, fields: "dict[str, object]") -> InUse:
     who = "guest {domid}" + (" ({name})" if user.name else "")
     disk = " as its disk {vdev}" if user.vdev else ""
     give = "detach it there first (xl block-detach {domid} {disk})"
@@ -35,7 +82,6 @@ def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
         "{target} is in use by " + who + disk + ", {has}" + through + ", "
         "so another guest may not have it {asked}; " + give,
         domid=user.domid,
-        name=user.name,
         vdev=user.vdev,
         disk=user.vdev or user.path.rpartition(b"/")[2],
         **fields,

@@ -1,22 +1,26 @@
 """Who else uses a target, and whether that forbids it (O1, O2). Pure: no I/O, one verdict for all callers."""
 
-from vbdkit.storage.chain import BELOW, Chain, Link
+from vbdkit.storage.chain import BLOCK, HOST, Chain, Link
 
 # How a thing is used.
 GUEST = "guest"  # another domain's disk, as the store says
 MOUNT = "mount"  # a file system of this domain
+SWAP = "swap"  # swap space of this domain
+MEMBER = "member"  # part of another device of this domain: LVM, md, device-mapper, DRBD, bcache
+LOCK = "lock"  # a program's lock on an image (qemu)
 EXCLUSIVE = "exclusive"  # somebody in this domain holds the device exclusively
 
 
 class User:
     """One use of one thing.
 
-    ``identity`` is what is used, ``kind`` GUEST, MOUNT or EXCLUSIVE, ``writable`` whether it may be written.
-    For a guest: ``domid``, ``path`` of its backend directory, ``name`` and ``vdev`` as far as known.
-    For a mount ``name`` is the mount point.
+    ``identity`` is what is used, ``kind`` one of the above, ``writable`` whether it may be written.
+    For a guest: ``domid``, ``path`` of its backend directory, ``name`` and ``vdev`` as far as known. For a mount
+    ``name`` is the mount point, for swap what swapon named, for a member the device that it is part of. ``pid`` is a
+    process that has to do with it (0: none known) and ``program`` that process's name.
     """
 
-    __slots__ = ("domid", "identity", "kind", "name", "path", "vdev", "writable")
+    __slots__ = ("domid", "identity", "kind", "name", "path", "pid", "program", "vdev", "writable")
 
     def __init__(
         self,
@@ -27,6 +31,8 @@ class User:
         domid: int = -1,
         vdev: bytes = b"",
         path: bytes = b"",
+        pid: int = 0,
+        program: bytes = b"",
     ) -> None:
         """Take the facts."""
         self.kind = kind
@@ -36,16 +42,32 @@ class User:
         self.domid = domid
         self.vdev = vdev
         self.path = path
+        self.pid = pid
+        self.program = program
+
+
+def meeting(chain: Chain, identity: tuple[int, int]) -> Link | None:
+    """Return the link of the chain that a use of ``identity`` touches, or None.
+
+    A file that is not on the chain may still lie on a device that is, which makes it a piece of that one; but two
+    files of one file system do not meet.
+    """
+    link = chain.links.get(identity)
+    if link is None and identity[0] != BLOCK:
+        link = chain.links.get((BLOCK, identity[0]))
+        if link is not None and link.place == HOST:
+            return None
+    return link
 
 
 def meets(chain: Chain, user: User) -> Link | None:
-    """Return the link of the chain that ``user`` uses, or None.
+    """Return the link of the chain through which ``user`` uses the target, or None.
 
-    A mount below the target is how the target comes to be (a file lives in a mounted file system), so it
-    is no use of the target; a guest that has what is below can write the target, so it is one.
+    A mount under the target's own file is how that file comes to be there, so it is no use of the target; a guest
+    that has what is under it can write the target, so it is one.
     """
-    link = chain.links.get(user.identity)
-    if link is None or (link.place == BELOW and user.kind != GUEST):
+    link = meeting(chain, user.identity)
+    if link is None or (link.place == HOST and user.kind != GUEST):
         return None
     return link
 
@@ -56,7 +78,7 @@ def verdict(chain: Chain, writable: bool, users: "list[User]", same_vm: "frozens
     ``same_vm`` holds the domids that count as the asking VM. Readers bear readers; a writer bears nobody (O2).
     """
     for user in users:
-        if user.kind == GUEST and user.domid in same_vm:
+        if user.domid in same_vm:
             continue
         link = meets(chain, user)
         if link is not None and (writable or user.writable):

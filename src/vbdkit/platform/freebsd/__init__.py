@@ -7,7 +7,7 @@ import _stat
 import posix
 
 from vbdkit.platform import Backing
-from vbdkit.platform.target import Target
+from vbdkit.platform.target import Target, status_of
 from vbdkit.platform.target import open_target as _open_target
 from vbdkit.protocol.nodes import PHYSICAL_DEVICE_PATH
 from vbdkit.storage.chain import ITSELF, Chain, block_identity, file_identity
@@ -20,6 +20,7 @@ __all__ = [
     "bind",
     "chain",
     "device",
+    "explain",
     "identify",
     "local_users",
     "nodes",
@@ -68,17 +69,19 @@ def chain(target: Target) -> Chain:
     return found
 
 
-def local_users(chain: Chain) -> "list[User]":
+def explain(chain: Chain) -> None:
+    """Give all links of a chain their names: the target has its own."""
+
+
+def local_users(chain: Chain, target: Target) -> "list[User]":
     """Return who in this domain uses the chain's devices: not known in this convention's part so far."""
     return []
 
 
 def identify(path: bytes) -> "tuple[int, int] | None":
-    """Return the identity of what a path names, or None where it names no disk. Raises OSError but for ENOENT."""
-    try:
-        return _identity(posix.stat(path))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+    """Return the identity of what a path names, or None where it names no disk. Raises OSError."""
+    status = status_of(path)
+    return _identity(status) if status is not None else None
 
 
 def _identity(status: posix.stat_result) -> "tuple[int, int]":

@@ -1,20 +1,20 @@
 """Linux: files become loop devices; blkback opens devices by number (O3, O8, O9)."""
 
 import _stat
-import errno
 import posix
 import sys
 from fcntl import ioctl
 
 import vbdkit.platform.linux.loop as loops
 from vbdkit.platform import Backing
-from vbdkit.platform.linux.kernel import read
-from vbdkit.platform.linux.mounts import mounts_of
-from vbdkit.platform.target import FILE, Target, open_target
+from vbdkit.platform.linux.kernel import numbers, read
+from vbdkit.platform.linux.mounts import devices_under
+from vbdkit.platform.linux.stack import Stack
+from vbdkit.platform.linux.users import local_users
+from vbdkit.platform.target import FILE, Target, open_target, status_of
 from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import NODE, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
-from vbdkit.storage.chain import ABOVE, BELOW, BLOCK, ITSELF, Chain, block_identity, file_identity
-from vbdkit.storage.sharing import EXCLUSIVE, MOUNT, User
+from vbdkit.storage.chain import BLOCK, ITSELF, Chain, block_identity, file_identity
 
 # linux/fs.h, where a pointer has 8 bytes
 _BLKGETSIZE64 = 0x80081272
@@ -23,6 +23,7 @@ __all__ = [
     "bind",
     "chain",
     "device",
+    "explain",
     "identify",
     "local_users",
     "nodes",
@@ -50,13 +51,9 @@ def device(target: Target, writable: bool) -> Backing:
 def _removable(status: posix.stat_result) -> bool:
     """Whether a device is a drive that may be empty for now, as for a guest's CD-ROM."""
     try:
-        return read(b"/sys/dev/block/%d:%d/removable" % _numbers(status.st_rdev)).startswith(b"1")
+        return read(b"/sys/dev/block/%d:%d/removable" % numbers(status.st_rdev)).startswith(b"1")
     except OSError:
         return False
-
-
-def _numbers(rdev: int) -> "tuple[int, int]":
-    return posix.major(rdev), posix.minor(rdev)
 
 
 def plan(target: Target) -> "dict[str, str]":
@@ -112,69 +109,37 @@ def unbind_unlabelled(node: bytes, identity: "tuple[int, int]", params: bytes) -
 
 
 def chain(target: Target) -> Chain:
-    """Return the chain of an open target: the file and all loop devices on it, or the device and its file."""
+    """Return the chain of an open target: all on this host that shares a sector with it. Raises OSError and Failure."""
     found = Chain(target.path)
+    stack = Stack()
+    status = target.stat
     if target.kind == FILE:
-        found.add(file_identity(target.stat.st_dev, target.stat.st_ino), target.path, ITSELF)
+        own = file_identity(status.st_dev, status.st_ino)
+        if posix.major(status.st_dev) == 0:
+            stack.lies_on(status.st_dev, devices_under(target.fd))
     else:
-        found.add(block_identity(target.stat.st_rdev), target.path, ITSELF)
-    every = loops.bound()
-    grown = True
-    while grown:
-        # A loop device and what it is bound to hold the same sectors, so each leads to the other.
-        before = len(found.links)
-        for loop in every:
-            own = block_identity(loop.rdev)
-            behind = block_identity(loop.backing_rdev) if loop.backing_rdev else loop.backing
-            if behind in found.links and own not in found.links:
-                found.add(own, loop.path, ABOVE)
-            elif own in found.links and behind not in found.links:
-                found.add(behind, b"what is behind " + loop.path, ABOVE)
-        grown = len(found.links) > before
-    for dev, _ in list(found.links):
-        if dev != BLOCK and posix.major(dev) != 0:
-            found.add(block_identity(dev), b"the device that it lies on", BELOW)
+        own = block_identity(status.st_rdev)
+    found.add(own, target.path, ITSELF)
+    found.trace(own, stack)
+    for identity, link in found.links.items():
+        if not link.name:
+            loop = stack.loop(identity)
+            name = stack.names.get(identity)
+            link.name = loop.path if loop is not None else b"/dev/" + name.replace(b"!", b"/") if name else b""
     return found
 
 
-def local_users(chain: Chain) -> "list[User]":
-    """Return who in this domain uses the chain's devices: mounts, and other exclusive openers. Raises OSError."""
-    devices = {
-        link.identity[1]: link for link in chain.links.values() if link.identity[0] == BLOCK and link.place != BELOW
-    }
-    users = []
-    for mount in mounts_of(frozenset(devices)):
-        users.append(User(MOUNT, block_identity(mount.rdev), mount.writable, mount.point))
-        devices.pop(mount.rdev, None)
-    for rdev, link in devices.items():
-        if link.name.startswith(b"/") and _held(link.name, rdev):
-            users.append(User(EXCLUSIVE, link.identity, True))
-    return users
+def explain(chain: Chain) -> None:
+    """Give all links of a chain their names and say what they are, for people."""
+    from vbdkit.platform.linux.names import name_links
 
-
-def _held(path: bytes, rdev: int) -> bool:
-    """Whether somebody holds a block device exclusively: a mount anywhere, swap, md, device-mapper, a program."""
-    try:
-        fd = posix.open(path, posix.O_RDONLY | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return True
-        if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENOMEDIUM):
-            return False
-        raise
-    try:
-        if posix.fstat(fd).st_rdev != rdev:
-            raise OSError(errno.ESTALE, "the device changed while it was looked at")
-    finally:
-        posix.close(fd)
-    return False
+    name_links(chain)
 
 
 def identify(path: bytes) -> "tuple[int, int] | None":
-    """Return the identity of what a path names, or None where it names no disk. Raises OSError but for ENOENT."""
-    try:
-        status = posix.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    """Return the identity of what a path names, or None where it names no disk. Raises OSError."""
+    status = status_of(path)
+    if status is None:
         return None
     if _stat.S_ISBLK(status.st_mode):
         return block_identity(status.st_rdev)
@@ -195,6 +160,6 @@ def published(value: bytes) -> "tuple[int, int] | None":
 def nodes(backing: Backing) -> "list[tuple[bytes, bytes]]":
     """Return the nodes that blkback and the toolstack read; physical-device, which wakes the driver, last (O3, O6)."""
     assert backing.rdev is not None
-    number = b"%x:%x" % _numbers(backing.rdev)
+    number = b"%x:%x" % numbers(backing.rdev)
     wanted = [(PHYSICAL_DEVICE_PATH, backing.device), (PHYSICAL_DEVICE, number)]
     return [(NODE, backing.device), *wanted] if backing.made else wanted

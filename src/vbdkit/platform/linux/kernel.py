@@ -13,3 +13,28 @@ def read(path: bytes) -> bytes:
         return b"".join(chunks)
     finally:
         posix.close(fd)
+
+
+def exists(path: bytes) -> bool:
+    """Whether there is such a file. Raises OSError where that cannot be told."""
+    try:
+        posix.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def numbers(rdev: int) -> "tuple[int, int]":
+    """Return (major, minor) of a device number."""
+    return posix.major(rdev), posix.minor(rdev)
+
+
+def number_in(path: bytes) -> int:
+    """Return the decimal number that a file of the kernel's holds. Raises OSError."""
+    return int(read(path))
+
+
+def device_number(text: bytes) -> int:
+    """Return the device number that the kernel writes as "major:minor"."""
+    major, _, minor = text.partition(b":")
+    return posix.makedev(int(major), int(minor))

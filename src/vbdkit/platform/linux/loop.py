@@ -40,14 +40,15 @@ class Loop:
     """A bound loop device, as the kernel describes it.
 
     ``backing`` is (st_dev, st_ino) of its file, ``backing_rdev`` the number where that is a block device
-    (else 0), ``owner`` the vbd's name where vbdkit made it (else empty).
+    (else 0), ``owner`` the vbd's name where vbdkit made it (else empty). It shows ``limit`` bytes of the file
+    from ``offset`` on (0: to the end).
     """
 
-    __slots__ = ("autoclear", "backing", "backing_rdev", "number", "owner", "rdev", "read_only")
+    __slots__ = ("autoclear", "backing", "backing_rdev", "limit", "number", "offset", "owner", "rdev", "read_only")
 
     def __init__(self, number: int, rdev: int, info: bytes) -> None:
         """Unpack LOOP_GET_STATUS64's answer."""
-        dev, ino, backing_rdev, _, _, _, _, _, flags, label, _, _, _, _ = _INFO.unpack(info)
+        dev, ino, backing_rdev, self.offset, self.limit, _, _, _, flags, label, _, _, _, _ = _INFO.unpack(info)
         self.number = number
         self.rdev = rdev
         self.backing = (dev, ino)

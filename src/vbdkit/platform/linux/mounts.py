@@ -2,9 +2,9 @@
 
 import posix
 
-from vbdkit.platform.linux.kernel import read
+from vbdkit.platform.linux.kernel import device_number, read
 
-_PATH = b"/proc/self/mountinfo"
+_BTRFS = b"/sys/fs/btrfs"
 
 
 class Mount:
@@ -19,25 +19,24 @@ class Mount:
         self.writable = writable
 
 
-def mounts_of(rdevs: "frozenset[int]") -> "list[Mount]":
-    """Return the mounts of these devices. Raises OSError where the list cannot be read."""
+def mounts_of(rdevs: "frozenset[int]", process: bytes = b"self") -> "list[Mount]":
+    """Return the mounts of these devices, as a process sees them. Raises OSError where the list cannot be read."""
     found = []
-    for line in read(_PATH).splitlines():
+    for line in read(b"/proc/" + process + b"/mountinfo").splitlines():
         # id parent major:minor root point options [tags...] - type source superoptions
         left, _, right = line.partition(b" - ")
         fields = left.split(b" ")
         kind_source_options = right.split(b" ")
         if len(fields) < 6 or len(kind_source_options) < 3:
             raise OSError(5, "unreadable line in mountinfo")
-        major, _, minor = fields[2].partition(b":")
-        rdev = posix.makedev(int(major), int(minor))
-        if major == b"0":
+        rdev = device_number(fields[2])
+        if posix.major(rdev) == 0:
             # File systems of several devices (btrfs) and overlays have a number of their own.
-            rdev = _source_rdev(_unescaped(kind_source_options[1]))
+            rdev = _source_rdev(unescaped(kind_source_options[1]))
         if rdev in rdevs:
             # One mount may be read-only while another of the same file system is not: ask the file system.
             writable = b"rw" in kind_source_options[2].split(b",")
-            found.append(Mount(rdev, _unescaped(fields[4]), writable))
+            found.append(Mount(rdev, unescaped(fields[4]), writable))
     return found
 
 
@@ -50,7 +49,41 @@ def _source_rdev(source: bytes) -> int:
         return 0
 
 
-def _unescaped(text: bytes) -> bytes:
+def devices_under(fd: int) -> "list[int]":
+    """Return the devices of the file system that an open file lies on, where its st_dev names none (btrfs).
+
+    None for a file system without devices (tmpfs, NFS). Raises OSError.
+    """
+    mount = b""
+    for line in read(b"/proc/self/fdinfo/%d" % fd).splitlines():
+        if line.startswith(b"mnt_id:"):
+            mount = line.split()[1]
+    for line in read(b"/proc/self/mountinfo").splitlines():
+        if line.partition(b" ")[0] == mount:
+            source = unescaped(line.partition(b" - ")[2].split(b" ")[1])
+            rdev = _source_rdev(source)
+            return companions(rdev) or [rdev] if rdev else []
+    return []
+
+
+def companions(rdev: int) -> "list[int]":
+    """Return the devices of the btrfs file system that this device belongs to; none for any other device."""
+    try:
+        systems = posix.listdir(_BTRFS)
+    except FileNotFoundError:
+        return []
+    for system in systems:
+        folder = _BTRFS + b"/" + system + b"/devices"
+        try:
+            found = [device_number(read(folder + b"/" + name + b"/dev")) for name in posix.listdir(folder)]
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # a folder that is no file system, or one that is just unmounted
+        if rdev in found:
+            return found
+    return []
+
+
+def unescaped(text: bytes) -> bytes:
     r"""Undo the kernel's \040 and friends."""
     if b"\\" not in text:
         return text

@@ -1,0 +1,145 @@
+"""How block devices and files of this host are carved from one another: sysfs, loop devices, device-mapper tables.
+
+The interface is vbdkit.storage.chain.Stack. sysfs tells partitions (start, size), members (slaves) and what is built
+on a device (holders): Documentation/ABI/stable/sysfs-block and block/holder.c in the kernel.
+"""
+
+import posix
+
+import vbdkit.platform.linux.loop as loops
+from vbdkit.platform.linux import dm
+from vbdkit.platform.linux.kernel import device_number, exists, number_in, numbers, read
+from vbdkit.protocol.failure import Failure
+from vbdkit.storage.chain import BLOCK, Piece, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Identity = tuple[int, int]
+
+_SECTOR = 512  # what sysfs and device-mapper count in, whatever the device's own sectors are
+
+
+class Stack:
+    """The facts of this host as they are asked for. ``names`` collects the kernel's names of what was seen."""
+
+    def __init__(self) -> None:
+        """List the loop devices, which sysfs has no links for. Raises OSError."""
+        self.names: dict[Identity, bytes] = {}
+        self._loops: dict[Identity, loops.Loop] = {}
+        self._on: dict[Identity, list[Piece]] = {}
+        self._below: dict[Identity, list[Piece]] = {}
+        self._above: dict[Identity, list[Piece]] = {}
+        self._paths: dict[Identity, list[Identity]] = {}
+        self._file_systems: dict[int, list[int]] = {}
+        for loop in loops.bound():
+            own = (BLOCK, loop.rdev)
+            lower = (BLOCK, loop.backing_rdev) if loop.backing_rdev else loop.backing
+            piece = Piece(own, lower, run(loop.offset, loop.limit))
+            self._loops[own] = loop
+            self._below[own] = [piece]
+            self._on.setdefault(lower, []).append(piece)
+
+    def lies_on(self, dev: int, rdevs: "list[int]") -> None:
+        """Note on which devices a file system lies whose own number (st_dev) names none (btrfs)."""
+        self._file_systems[dev] = rdevs
+
+    def loop(self, identity: "Identity") -> "loops.Loop | None":
+        """Return the loop device that this is, if it is a bound one."""
+        return self._loops.get(identity)
+
+    def below(self, identity: "Identity") -> "list[Piece]":
+        """Return what this thing is carved from. Raises OSError and Failure."""
+        found = self._below.get(identity)
+        if found is None:
+            found = self._below[identity] = self._carved_from(identity)
+        return found
+
+    def _carved_from(self, identity: "Identity") -> "list[Piece]":
+        kind, rdev = identity
+        if kind != BLOCK:
+            if posix.major(kind):
+                return [Piece(identity, (BLOCK, kind), None, True)]
+            return [Piece(identity, (BLOCK, dev), None, True) for dev in self._file_systems.get(kind, ())]
+        place = _place(rdev)
+        try:
+            members = posix.listdir(place + b"/slaves")
+        except FileNotFoundError:
+            return [self._partition(rdev, place)]
+        if members:
+            return self._assembled(identity, [(BLOCK, self._named(name)) for name in members], place)
+        holders = posix.listdir(place + b"/holders")
+        if len(holders) == 1 and holders[0].startswith(b"dm-"):
+            # A path of a multipath device is a window on that: all paths show the same sectors.
+            device = (BLOCK, self._named(holders[0]))
+            if dm.table(device[1]) is None:
+                return [Piece(identity, device, run(0))]
+        return []
+
+    def _partition(self, rdev: int, place: bytes) -> Piece:
+        try:
+            start, size = number_in(place + b"/start"), number_in(place + b"/size")
+            disk = device_number(read(place + b"/../dev"))
+        except FileNotFoundError:
+            raise Failure(
+                "block device {number} is not in {place}: what it is carved from cannot be told "
+                "(is /sys mounted? was the device removed just now?)",
+                number="{}:{}".format(*numbers(rdev)),
+                place=place,
+            ) from None
+        return Piece((BLOCK, rdev), (BLOCK, disk), run(start * _SECTOR, size * _SECTOR or 1))
+
+    def _assembled(self, identity: "Identity", members: "list[Identity]", place: bytes) -> "list[Piece]":
+        """Return the pieces of a device that is made of others: by its table where it has one."""
+        table: dm.Table = {}
+        if exists(place + b"/dm"):
+            found = dm.table(identity[1])
+            if found is None:
+                # What a multipath device is made of is carved from it (see _carved_from).
+                self._paths[identity] = members
+                return []
+            table = found
+        return [Piece(identity, member, table.get(member[1])) for member in members]
+
+    def above(self, identity: "Identity") -> "list[Piece]":
+        """Return what is carved from this thing, with the pieces that ``below`` gives. Raises OSError and Failure."""
+        found = self._above.get(identity)
+        if found is None:
+            found = self._above[identity] = list(self._on.get(identity, ()))
+            if identity[0] == BLOCK:
+                for upper in self._built_on(identity):
+                    found += [piece for piece in self.below(upper) if piece.lower == identity]
+        return found
+
+    def _built_on(self, identity: "Identity") -> "set[Identity]":
+        """Return what may be carved from a device: loop devices' files on its file system, partitions, volumes."""
+        rdev = identity[1]
+        place = _place(rdev)
+        files = [loop.backing for loop in self._loops.values() if loop.backing[0] == rdev]
+        return {*files, *self._partitions(place), *self._holders(place), *self._paths.get(identity, ())}
+
+    def _holders(self, place: bytes) -> "list[Identity]":
+        found = []
+        for name in posix.listdir(place + b"/holders"):
+            try:
+                found.append((BLOCK, self._named(name)))
+            except FileNotFoundError:
+                continue  # gone since it was listed
+        return found
+
+    def _partitions(self, place: bytes) -> "list[Identity]":
+        disk = posix.readlink(place).rpartition(b"/")[2]
+        found = []
+        for name in posix.listdir(place):
+            if name.startswith(disk) and exists(place + b"/" + name + b"/partition"):
+                found.append((BLOCK, self._named(name)))
+        return found
+
+    def _named(self, name: bytes) -> int:
+        """Return the number of a device by the kernel's name for it, and keep that name. Raises OSError."""
+        rdev = device_number(read(b"/sys/class/block/" + name + b"/dev"))
+        self.names[(BLOCK, rdev)] = name
+        return rdev
+
+
+def _place(rdev: int) -> bytes:
+    return b"/sys/dev/block/%d:%d" % numbers(rdev)
