@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     )
     from vbdkit.protocol.mode import Mode, parse_mode
     from vbdkit.protocol.vbd import Vbd, backend_path, parse_backend_path
+    from vbdkit.protocol.vdev import Vdev, VdevError, parse_vdev
 
 __all__ = [
     "ADD",
@@ -20,11 +21,14 @@ __all__ = [
     "InvocationError",
     "Mode",
     "Vbd",
+    "Vdev",
+    "VdevError",
     "backend_path",
     "build_invocation",
     "parse_backend_path",
     "parse_invocation",
     "parse_mode",
+    "parse_vdev",
 ]
 
 _WHERE = {
@@ -34,11 +38,14 @@ _WHERE = {
     "InvocationError": "invocation",
     "Mode": "mode",
     "Vbd": "vbd",
+    "Vdev": "vdev",
+    "VdevError": "vdev",
     "backend_path": "vbd",
     "build_invocation": "invocation",
     "parse_backend_path": "vbd",
     "parse_invocation": "invocation",
     "parse_mode": "mode",
+    "parse_vdev": "vdev",
 }
 
 
