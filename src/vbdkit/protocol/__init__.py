@@ -2,6 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vbdkit.protocol.disk import Disk, DiskError, disk_json, parse_disk
     from vbdkit.protocol.invocation import (
         ADD,
         REMOVE,
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ADD",
     "REMOVE",
+    "Disk",
+    "DiskError",
     "Invocation",
     "InvocationError",
     "Mode",
@@ -25,7 +28,9 @@ __all__ = [
     "VdevError",
     "backend_path",
     "build_invocation",
+    "disk_json",
     "parse_backend_path",
+    "parse_disk",
     "parse_invocation",
     "parse_mode",
     "parse_vdev",
@@ -34,6 +39,8 @@ __all__ = [
 _WHERE = {
     "ADD": "invocation",
     "REMOVE": "invocation",
+    "Disk": "disk",
+    "DiskError": "disk",
     "Invocation": "invocation",
     "InvocationError": "invocation",
     "Mode": "mode",
@@ -42,7 +49,9 @@ _WHERE = {
     "VdevError": "vdev",
     "backend_path": "vbd",
     "build_invocation": "invocation",
+    "disk_json": "disk",
     "parse_backend_path": "vbd",
+    "parse_disk": "disk",
     "parse_invocation": "invocation",
     "parse_mode": "mode",
     "parse_vdev": "vdev",
