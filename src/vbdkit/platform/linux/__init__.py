@@ -123,9 +123,7 @@ def chain(target: Target) -> Chain:
     found.trace(own, stack)
     for identity, link in found.links.items():
         if not link.name:
-            loop = stack.loop(identity)
-            name = stack.names.get(identity)
-            link.name = loop.path if loop is not None else b"/dev/" + name.replace(b"!", b"/") if name else b""
+            link.name = stack.name(identity)
     return found
 
 

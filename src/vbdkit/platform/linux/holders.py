@@ -8,7 +8,6 @@ import posix
 from vbdkit.platform.linux.kernel import device_number, numbers, read
 from vbdkit.platform.linux.mounts import companions, mounts_of
 from vbdkit.platform.linux.names import device_name
-from vbdkit.platform.target import Target
 from vbdkit.storage.chain import ABOVE, BLOCK, ITSELF, Chain, Link
 from vbdkit.storage.sharing import EXCLUSIVE, MEMBER, MOUNT, User
 
@@ -31,7 +30,7 @@ def holders_of(chain: Chain, held: "list[Link]", known: "list[User]") -> "list[U
         users += found
         if not found:
             unexplained.append(link)
-    for link in unexplained:
+    for link in reversed(unexplained):  # the farthest first
         # A disk counts as held when one of its partitions is: then that one is the reason.
         reasons = [chain.links.get(user.identity) for user in users + known]
         if not any(reason is not None and reason.via == link.identity for reason in reasons):
@@ -88,12 +87,12 @@ def _opener(link: Link) -> User:
     return User(EXCLUSIVE, link.identity, True)
 
 
-def lock_holder(target: Target) -> "tuple[int, bytes, int]":
+def lock_holder(file: posix.stat_result) -> "tuple[int, bytes, int]":
     """Return process id, program and guest (domid, -1: none) of who has locked a file; 0 where that is not to be seen.
 
     The kernel shows a lock of an open file description in the fdinfo of its descriptors only (proc(5)).
     """
-    want = (target.stat.st_dev, target.stat.st_ino)
+    want = (file.st_dev, file.st_ino)
     for pid, fd, status in _open_files():
         if (status.st_dev, status.st_ino) == want:
             try:
@@ -113,14 +112,14 @@ def _served_domid(pid: int) -> int:
     return -1
 
 
-def held_by_number(rdev: int) -> bool:
+def held_by_number(rdev: int, users: "list[User]") -> bool:
     """Whether a device is held exclusively whose node is not where its name says. Raises OSError."""
     from vbdkit.platform.linux.users import is_held
 
     node = b"/dev/.vbdkit-%d" % posix.getpid()
     posix.mknod(node, 0o060600, rdev)
     try:
-        return is_held(node, rdev)
+        return is_held(node, rdev, users)
     finally:
         posix.unlink(node)
 

@@ -3,7 +3,6 @@
 import posix
 
 from vbdkit.platform.linux.kernel import exists, numbers, read
-from vbdkit.platform.target import status_of
 from vbdkit.protocol.failure import shown
 from vbdkit.storage.chain import BLOCK, ITSELF
 
@@ -40,20 +39,10 @@ def name_links(chain: "Chain") -> None:
         if identity[0] == BLOCK:
             name, link.what = device_name(identity[1])
         else:
-            name, link.what = _file_name(chain, identity), "file"
+            name = link.name or b"file %d of device %d:%d" % (identity[1], *numbers(identity[0]))
+            link.what = "file"
         if link.place != ITSELF:
             link.name = name
-
-
-def _file_name(chain: "Chain", identity: "tuple[int, int]") -> bytes:
-    """Return the path of a file that a loop device of the chain is bound to, as the kernel knows it."""
-    for near in chain.links.values():
-        if near.identity[0] == BLOCK and near.name.startswith(b"/dev/loop"):
-            path = _text(b"/sys/block/" + near.name[5:] + b"/loop/backing_file")
-            status = status_of(path)
-            if status is not None and (status.st_dev, status.st_ino) == identity:
-                return path
-    return b"file %d of device %d:%d" % (identity[1], *numbers(identity[0]))
 
 
 def device_name(rdev: int) -> "tuple[bytes, str]":

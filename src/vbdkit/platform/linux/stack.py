@@ -20,11 +20,11 @@ _SECTOR = 512  # what sysfs and device-mapper count in, whatever the device's ow
 
 
 class Stack:
-    """The facts of this host as they are asked for. ``names`` collects the kernel's names of what was seen."""
+    """The facts of this host as they are asked for."""
 
     def __init__(self) -> None:
         """List the loop devices, which sysfs has no links for. Raises OSError."""
-        self.names: dict[Identity, bytes] = {}
+        self._names: dict[Identity, bytes] = {}
         self._loops: dict[Identity, loops.Loop] = {}
         self._on: dict[Identity, list[Piece]] = {}
         self._below: dict[Identity, list[Piece]] = {}
@@ -43,9 +43,15 @@ class Stack:
         """Note on which devices a file system lies whose own number (st_dev) names none (btrfs)."""
         self._file_systems[dev] = rdevs
 
-    def loop(self, identity: "Identity") -> "loops.Loop | None":
-        """Return the loop device that this is, if it is a bound one."""
-        return self._loops.get(identity)
+    def name(self, identity: "Identity") -> bytes:
+        """Return the path by which the kernel knows a thing that was seen; empty where it has none."""
+        loop = self._loops.get(identity)
+        if loop is not None:
+            return loop.path
+        if identity[0] != BLOCK:
+            return loops.backing_name(self._loops[self._on[identity][0].upper].number) if identity in self._on else b""
+        kernel = self._names.get(identity)
+        return b"/dev/" + kernel.replace(b"!", b"/") if kernel else b""
 
     def below(self, identity: "Identity") -> "list[Piece]":
         """Return what this thing is carved from. Raises OSError and Failure."""
@@ -137,7 +143,7 @@ class Stack:
     def _named(self, name: bytes) -> int:
         """Return the number of a device by the kernel's name for it, and keep that name. Raises OSError."""
         rdev = device_number(read(b"/sys/class/block/" + name + b"/dev"))
-        self.names[(BLOCK, rdev)] = name
+        self._names[(BLOCK, rdev)] = name
         return rdev
 
 

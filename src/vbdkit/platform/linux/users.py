@@ -32,22 +32,29 @@ _IMAGE_WRITERS = ((101, 1), (103, 1), (200, 1))
 
 def local_users(chain: Chain, target: Target) -> "list[User]":
     """Return who in this domain uses what is on the chain. Raises OSError."""
-    users = image_locks(target)
     links = chain.links
-    devices = {identity[1]: link for identity, link in links.items() if identity[0] == BLOCK and link.place is not HOST}
+    users = []
+    devices = {}
+    for identity, link in links.items():
+        if link.place is ITSELF:
+            users += _image_locks(target.fd, identity)
+        elif identity[0] != BLOCK and link.place is not HOST and link.name:
+            users += _file_locks(link)
+        if identity[0] == BLOCK and link.place is not HOST:
+            devices[identity[1]] = link
     users += _swaps(links)
     if devices:
         users += [
             User(MOUNT, block_identity(mount.rdev), mount.writable, mount.point)
             for mount in mounts_of(frozenset(devices))
         ]
-    named = {user.identity for user in users}
+    known = {user.identity for user in users if user.kind != LOCK}
     held = []
     for rdev, link in devices.items():
-        if link.identity in named or not (link.place is ITSELF or link.place is ABOVE):
+        if link.identity in known or not (link.place is ITSELF or link.place is ABOVE):
             continue  # what the target is carved from is held by that which makes the target of it
         path = b"/proc/self/fd/%d" % target.fd if link.place is ITSELF else link.name
-        if is_held(path, rdev):
+        if is_held(path, rdev, users):
             held.append(link)
     if held:
         from vbdkit.platform.linux.holders import holders_of
@@ -56,19 +63,30 @@ def local_users(chain: Chain, target: Target) -> "list[User]":
     return users
 
 
-def image_locks(target: Target) -> "list[User]":
-    """Return the program that has locked an image as QEMU does, if any."""
+def _file_locks(link: "Link") -> "list[User]":
+    """Return the program that has locked a file of the chain, by the path that its loop device knows it by."""
+    try:
+        fd = posix.open(link.name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []  # deleted or renamed: whoever has it open has it by a path that nobody knows
+        raise
+    try:
+        status = posix.fstat(fd)
+        return _image_locks(fd, link.identity) if (status.st_dev, status.st_ino) == link.identity else []
+    finally:
+        posix.close(fd)
+
+
+def _image_locks(fd: int, identity: "tuple[int, int]") -> "list[User]":
+    """Return the program that has locked an open file or device as QEMU does, if any."""
     first, last = _IMAGE_LOCKS[0], _IMAGE_LOCKS[1] + 100
-    if not _locked(target.fd, first, last - first):
+    if not _locked(fd, first, last - first):
         return []
-    writable = any(_locked(target.fd, start, length) for start, length in _IMAGE_WRITERS)
+    writable = any(_locked(fd, start, length) for start, length in _IMAGE_WRITERS)
     from vbdkit.platform.linux.holders import lock_holder
 
-    status = target.stat
-    identity = (
-        block_identity(status.st_rdev) if _stat.S_ISBLK(status.st_mode) else file_identity(status.st_dev, status.st_ino)
-    )
-    pid, program, domid = lock_holder(target)
+    pid, program, domid = lock_holder(posix.fstat(fd))
     return [User(LOCK, identity, writable, domid=domid, pid=pid, program=program)]
 
 
@@ -98,8 +116,11 @@ def _swaps(links: "dict[tuple[int, int], Link]") -> "list[User]":
     return users
 
 
-def is_held(path: bytes, rdev: int) -> bool:
-    """Whether somebody holds a block device exclusively: a mount anywhere, swap, md, device-mapper, a program."""
+def is_held(path: bytes, rdev: int, users: "list[User]") -> bool:
+    """Whether somebody holds a block device exclusively: a mount anywhere, swap, md, device-mapper, a program.
+
+    Adds to ``users`` who has locked it as an image. Raises OSError.
+    """
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except OSError as error:
@@ -108,13 +129,14 @@ def is_held(path: bytes, rdev: int) -> bool:
         if error.errno == errno.ENOENT:
             from vbdkit.platform.linux.holders import held_by_number
 
-            return held_by_number(rdev)
+            return held_by_number(rdev, users)
         if error.errno in (errno.ENXIO, errno.ENOMEDIUM):
             return False
         raise
     try:
         if posix.fstat(fd).st_rdev != rdev:
-            raise OSError(errno.ESTALE, "the device changed while it was looked at")
+            raise OSError(errno.ESTALE, "is another device than a moment ago", path)
+        users += _image_locks(fd, (BLOCK, rdev))
     finally:
         posix.close(fd)
     return False
