@@ -57,6 +57,7 @@ def libxl() -> Iterator[Libxl]:
 
 
 def xl(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run Debian's xl."""
+    """Run Debian's xl. Bytes of its output that are no UTF-8 come as surrogates."""
     need_real_stores()
-    return subprocess.run([REALSTORE, "libxl", "xl", *arguments], capture_output=True, text=True)
+    command = [str(REALSTORE), "libxl", "xl", *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
