@@ -100,6 +100,15 @@ def test_no_two_names_share_a_number() -> None:
     assert not {"hde", "sdq", "xvdq"} & names
 
 
+@pytest.mark.parametrize("first", [3 << 8, 8 << 8, 22 << 8, 202 << 8, 1 << 28])
+def test_numbers_around_an_encoding_are_outside_it(first: int) -> None:
+    size = {3 << 8: 2 << 6, 22 << 8: 2 << 6, 1 << 28: 1 << 28}.get(first, 1 << 8)
+    assert Vdev(first).kind == Vdev(first + size - 1).kind is not None
+    for devid in (first - 1, first + size):
+        vdev = Vdev(devid)
+        assert (vdev.kind, vdev.disk, vdev.partition, str(vdev)) == (None, None, None, str(devid))
+
+
 def test_a_small_disk_in_the_large_encoding_is_named_by_its_number() -> None:
     vdev = Vdev(1 << 28 | 1)
     assert (vdev.kind, vdev.disk, vdev.partition, str(vdev)) == ("xvd", 0, 1, "268435457")
