@@ -7,7 +7,7 @@ is held for the last two only. Whatever fails, what was done is undone and the r
 import syslog
 
 from vbdkit.engine import publish
-from vbdkit.engine.guests import describe, guests_of, same_vm
+from vbdkit.engine.check import examine
 from vbdkit.engine.lock import Lock
 from vbdkit.protocol.failure import Failure, shown
 from vbdkit.protocol.mode import SPELLINGS, Mode, parse_mode
@@ -22,15 +22,14 @@ from vbdkit.protocol.nodes import (
     PHYSICAL_DEVICE_PATH,
     STATE,
 )
-from vbdkit.storage.sharing import verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vbdkit.engine.check import Finding
     from vbdkit.engine.datapath import Datapath
     from vbdkit.engine.script import Run
     from vbdkit.platform import Backing
     from vbdkit.platform.target import Target
-    from vbdkit.storage.chain import Chain
     from vbdkit.xenstore.client import Connection
 
 _NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
@@ -61,8 +60,7 @@ def add(run: "Run") -> None:
             if backing.made:
                 record.add(backing.made)
             with Lock(run.lock_dir, run.deadline):
-                if mode.checked:
-                    _check(run, store, target, mode)
+                found = _check(run, store, target, mode) if mode.checked else None
                 run.forget = True  # from here on a failure may leave nodes behind
                 publish.connected(store, vbd, params, run.platform.nodes(backing), error is not None)
         except BaseException:
@@ -72,7 +70,7 @@ def add(run: "Run") -> None:
             record.close()
     finally:
         target.close()
-    run.log(syslog.LOG_INFO, _done(params, mode, backing))
+    run.log(syslog.LOG_INFO, _done(params, mode, backing, found))
 
 
 def _asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | None) -> Mode:
@@ -113,21 +111,13 @@ def _clear(run: "Run", published: bool) -> None:
     run.forget = old is not None or published
 
 
-def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Chain":
-    """Raise InUse where somebody else has the target (O1, O2). Only with the lock held is the answer good."""
-    platform = run.platform
-    chain: Chain = platform.chain(target)
-    users = guests_of(store, run.vbd, platform, chain)
-    if users:
-        describe(store, users)
-    users += platform.local_users(chain, target)
-    against = verdict(chain, mode.writable, users, same_vm(store, run.vbd, users))
-    if against is not None:
-        from vbdkit.storage.sentence import refusal
-
-        platform.explain(chain)
-        raise refusal(chain, mode.writable, *against)
-    return chain
+def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Finding":
+    """Raise InUse where somebody else has the target (O1, O2)."""
+    found = examine(store, run.platform, target, run.vbd.root, run.vbd.domid, run.vbd.path)
+    refusal = found.refusal(mode.writable, run.platform)
+    if refusal is not None:
+        raise refusal
+    return found
 
 
 def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]") -> None:
@@ -144,8 +134,11 @@ def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]") -> None:
             run.log(syslog.LOG_INFO, "undone: " + done)
 
 
-def _done(params: bytes, mode: Mode, backing: "Backing") -> str:
+def _done(params: bytes, mode: Mode, backing: "Backing", found: "Finding | None") -> str:
     what = shown(params)
     device = shown(backing.device)
-    unchecked = "" if mode.checked else ", not checked for other users (!)"
-    return f"{what} attached{'' if device == what else ' as ' + device} ({mode}){unchecked}"
+    text = f"{what} attached{'' if device == what else ' as ' + device} ({mode})"
+    if found is None:
+        return text + ", not checked for other users (!)"
+    idle = [shown(name) for name in found.idle() if name != backing.device]
+    return text + (f"; {', '.join(idle)} on it too, in nobody's use" if idle else "")

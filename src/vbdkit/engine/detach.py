@@ -59,7 +59,7 @@ def _by_nodes(run: "Run", node: bytes | None, number: bytes | None, params: byte
     chain = Chain(node)
     chain.add(identity, node, ITSELF)
     with Lock(run.lock_dir, run.deadline):
-        others = guests_of(run.store, run.vbd, run.platform, chain)
+        others = guests_of(run.store, run.vbd.root, run.vbd.path, run.platform, chain)
         if others:
             run.log(syslog.LOG_WARNING, f"{shown(node)} stays: guest {others[0].domid} has it")
             return ""

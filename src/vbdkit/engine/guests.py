@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
 
-    from vbdkit.protocol.vbd import Vbd
     from vbdkit.storage.chain import Chain
     from vbdkit.xenstore.client import Connection
 
 _USUAL_KINDS = (*SCRIPT_KINDS, b"qdisk")
 
 
-def guests_of(store: "Connection", vbd: "Vbd", platform: "ModuleType", chain: "Chain") -> "list[User]":
-    """Return the other vbds that use something on the chain. Raises StoreError, and Failure for a malformed node."""
-    root = vbd.path.rpartition(b"/" + vbd.kind + b"/")[0]
+def guests_of(store: "Connection", root: bytes, own: bytes, platform: "ModuleType", chain: "Chain") -> "list[User]":
+    """Return the vbds but ``own`` that use something on the chain; ``root`` is the directory of the backends.
+
+    Raises StoreError, and Failure for a malformed node.
+    """
     users = []
-    for path, identity in _identities(store, root, vbd, platform):
+    for path, identity in _identities(store, root, own, platform):
         if meeting(chain, identity) is not None:
             domid, _, devid = path[len(root) + 1 :].partition(b"/")[2].partition(b"/")
             users.append(User(GUEST, identity, True, domid=int(domid), vdev=devid, path=path))
@@ -33,12 +34,10 @@ def guests_of(store: "Connection", vbd: "Vbd", platform: "ModuleType", chain: "C
 
 
 def _identities(
-    store: "Connection", root: bytes, vbd: "Vbd", platform: "ModuleType"
+    store: "Connection", root: bytes, own: bytes, platform: "ModuleType"
 ) -> "Iterable[tuple[bytes, tuple[int, int]]]":
-    """Yield (backend path, identity) of every vbd in the store but ``vbd`` itself, as far as it has one."""
-    paths = _backends(store, root)
-    own = b"/".join((root, vbd.kind, b"%d" % vbd.domid, b"%d" % vbd.devid))
-    paths = [path for path in paths if path != own]
+    """Yield (backend path, identity) of every vbd in the store but ``own``, as far as it has one."""
+    paths = [path for path in _backends(store, root) if path != own]
     silent = []
     for path, value in zip(paths, store.read_many([path + b"/" + PHYSICAL_DEVICE for path in paths]), strict=True):
         if value is None:
@@ -110,8 +109,8 @@ def describe(store: "Connection", users: "list[User]") -> None:
         user.name = _optional(store, b"/local/domain/%d/name" % user.domid) or b""
 
 
-def same_vm(store: "Connection", vbd: "Vbd", users: "list[User]") -> "frozenset[int]":
-    """Return the domids among ``users`` that are the asking VM, or no VM any more. Raises StoreError.
+def same_vm(store: "Connection", asking: int, users: "list[User]") -> "frozenset[int]":
+    """Return the domids among ``users`` that are the VM of domain ``asking``, or no VM any more. Raises StoreError.
 
     The same VM: the same domain, an equal ``vm`` (migration on one host, an old ``-1`` ending dropped), or a
     guest and its stub domain (``target``). Leftovers of a domain that is gone do not count, unless its device model
@@ -120,11 +119,11 @@ def same_vm(store: "Connection", vbd: "Vbd", users: "list[User]") -> "frozenset[
     others = {user.domid for user in users if user.domid >= 0}
     if not others:
         return frozenset()
-    mine = _vms(store, vbd.domid)
+    mine = _vms(store, asking) if asking >= 0 else set()
     running = {user.domid for user in users if user.kind == LOCK}
     same = set()
     for domid in others:
-        if domid == vbd.domid or (mine & _vms(store, domid)) or (domid not in running and _gone(store, domid)):
+        if domid == asking or (mine & _vms(store, domid)) or (domid not in running and _gone(store, domid)):
             same.add(domid)
     return frozenset(same)
 

@@ -24,6 +24,11 @@ class Vbd:
         """The vbd in short, unique on this host: ``vbd-5-51712``. Records and log lines are named so."""
         return f"{self.kind.decode('ascii')}-{self.domid}-{self.devid}"
 
+    @property
+    def root(self) -> bytes:
+        """The directory that has all backends of the serving domain, this one's among them."""
+        return self.path.rsplit(b"/", 3)[0]
+
     def node(self, name: bytes) -> bytes:
         """Return the path of one of this vbd's backend nodes."""
         return self.path + b"/" + name
