@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 import vbdkit
+from tests.host import host
+from tests.images import image, read_only_loop
 from tests.need import need
+
+__all__ = ["host", "image", "read_only_loop"]  # fixtures
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = Path(vbdkit.__file__).parent

@@ -86,3 +86,22 @@ def _guest(writable: bool, user: User, through: str, fields: "dict[str, object]"
         disk=user.vdev or user.path.rpartition(b"/")[2],
         **fields,
     )
+
+
+def use(user: User) -> bytes:
+    """Return one use in a few words: "guest 5 (web) as its disk xvda, read-write"."""
+    mode = _mode(user.writable).encode()
+    process = b" by process %d (%s)" % (user.pid, user.program) if user.pid else b""
+    if user.kind == GUEST:
+        name = b" (" + user.name + b")" if user.name else b""
+        return b"guest %d%s as its disk %s, %s" % (user.domid, name, user.vdev, mode)
+    if user.kind == MOUNT:
+        where = b" in the mount namespace of process %d (%s)" % (user.pid, user.program) if user.pid else b""
+        return b"mounted on %s%s, %s" % (user.name, where, mode)
+    if user.kind == SWAP:
+        return b"swap space of this domain"
+    if user.kind == MEMBER:
+        return b"part of " + user.name
+    if user.kind == LOCK:
+        return b"locked as an image%s, %s" % (process, mode)
+    return b"held exclusively" + (process.replace(b" by", b", perhaps by", 1) or b" by something in this domain")
