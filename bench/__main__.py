@@ -23,7 +23,9 @@ def main() -> int:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print every sample as JSON")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, at most {QUICK_OTHERS[-1]} vbds")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, at most {QUICK_OTHERS[-1]} other guests"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"how often each is measured ({ROUNDS})")
     options = parser.parse_args()
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)

@@ -40,6 +40,7 @@ class Bench:
         self.times = Figures()
         self.locks = Figures()
         self.growth: dict[int, Figures] = {}
+        self.growth_locks: dict[int, Figures] = {}
 
     def run(self, rounds: int, others: list[int]) -> None:
         """`rounds` of each measurement; of the growth fewer, the more other guests there are."""
@@ -52,18 +53,25 @@ class Bench:
                     self._cycle(self.times, who, script, what, duration)
         for number in range(rounds):
             self.progress(f"lock: round {number + 1} of {rounds}")
-            for who, script in self._in_turn(number):
-                for what in ("file", "device"):
-                    self._cycle(self.locks, who, script, what, lambda command: lock_held(command, LOCK))
+            self._locks(self.locks, number)
         for count in others:
+            self.progress(f"{count} other guests")
             self.stage.set_others(count)
             figures = self.growth[count] = Figures()
+            locks = self.growth_locks[count] = Figures()
             enough = max(5, rounds * 50 // (count + 50))
             for number in range(min(enough, rounds)):
-                self.progress(f"{count} other vbds: round {number + 1} of {min(enough, rounds)}")
+                self.progress(f"{count} other guests: round {number + 1} of {min(enough, rounds)}")
                 self._bare(figures)
                 for who, script in self._in_turn(number):
-                    self._cycle(figures, who, script, "device", duration)
+                    for what in ("file", "device"):
+                        self._cycle(figures, who, script, what, duration)
+                self._locks(locks, number)
+
+    def _locks(self, figures: Figures, number: int) -> None:
+        for who, script in self._in_turn(number):
+            for what in ("file", "device"):
+                self._cycle(figures, who, script, what, lambda command: lock_held(command, LOCK))
 
     def _warm_up(self) -> None:
         """One round that is not kept: files come into the page cache."""

@@ -22,8 +22,8 @@ LOGS = Path("/var/log/xen")  # compiled into the stock scripts; they fail where 
 GUEST = 7  # domid of the guest whose disk is attached
 DEVID = 51712
 FIRST_OTHER = 1000  # domid of the first of the other guests
-OTHER_MAJOR = 0x1F0  # no driver has this major number, so that no other guest has a disk that is here
 IMAGE_BYTES = 64 << 20
+OTHER_BYTES = 1 << 20  # of each other guest's disk
 # Arguments of one xenstore-write: far below the kernel's limit.
 NODES_AT_ONCE = 1500
 
@@ -143,13 +143,17 @@ class Stage:
             raise CannotBench(f"remove left a loop device: {bound}")
 
     def set_others(self, count: int) -> None:
-        """Let there be `count` other guests, with a disk each. Their number can only grow."""
+        """Let there be `count` other guests, with a loop device on a file each. Their number can only grow."""
         nodes: dict[str, str] = {}
-        for number in range(self.others, count):
-            domid = FIRST_OTHER + number
+        for domid in range(FIRST_OTHER + self.others, FIRST_OTHER + count):
+            path = self.folder / f"{domid}.img"
+            with path.open("wb") as image:
+                image.truncate(OTHER_BYTES)
+            device = _output("losetup", "-f", "--show", str(path))
+            number = os.stat(device).st_rdev
             disk = {"frontend": f"/local/domain/{domid}/device/vbd/{DEVID}", "frontend-id": str(domid), "mode": "w"}
-            disk |= {"params": f"/srv/disks/{domid}", "type": "phy", "state": "4", "online": "1", "dev": "xvda"}
-            disk |= {"physical-device": f"{OTHER_MAJOR:x}:{number:x}", "physical-device-path": f"/srv/disks/{domid}"}
+            disk |= {"params": str(path), "type": "file", "state": "4", "online": "1", "dev": "xvda", "node": device}
+            disk |= {"physical-device": f"{os.major(number):x}:{os.minor(number):x}", "physical-device-path": device}
             disk |= {"hotplug-status": "connected", "script": "/etc/xen/scripts/block"}
             nodes |= _domain(domid) | {f"{_backend(domid)}/{name}": value for name, value in disk.items()}
         self._write(nodes)
