@@ -180,3 +180,53 @@ def test_embedded_and_c_xenstored_say_the_same(both: tuple[Store, Store]) -> Non
             super().__init__(both)
 
     run_state_machine_as_test(OnBoth, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(
+            b"0",
+            b"00",
+            b"5",
+            b"017",
+            b"08",
+            b"0o17",
+            b"0b1",
+            b"0x",
+            b"0X1f",
+            b"0x" + b"f" * 3600,
+            b"",
+            b"-",
+            b"+5",
+            b"--5",
+        ),
+        *(b"-1", b"-0x5", b" 5", b"\t\n5", b"5 ", b"1_0", b"4294967295", b"4294967296", b"-2147483649", b"9" * 3600),
+        *(b"-" + b"9" * 30, b"\xc2\xb2", b"0" * 3600 + b"7"),
+    ],
+    ids=lambda number: repr(number[:12]),
+)
+def test_a_domain_s_number_in_permissions_is_what_strtol_makes_of_it(both: tuple[Store, Store], number: bytes) -> None:
+    pair = Pair(both)
+    for letter in (b"n", b"r", b"q"):
+        pair.ask(lambda xs, _: xs.write(b"/t", b""))
+        wanted = [b"n0", letter + number]
+        embedded, real = pair.ask(lambda xs, _, wanted=wanted: xs.set_permissions(b"/t", wanted))  # type: ignore[misc]
+        assert embedded == real
+        embedded, real = pair.ask(lambda xs, _: xs.get_permissions(b"/t"))
+        assert embedded == real
+    pair.ask(lambda xs, _: xs.remove(b"/t"))
+    pair.close()
+
+
+def test_an_event_that_fits_no_packet_is_not_sent(both: tuple[Store, Store]) -> None:
+    pair = Pair(both)
+    for length in (2090, 2096, 2097, 4000):
+        pair.ask(lambda xs, _, length=length: xs.watch(b"/", b"t" * length))  # type: ignore[misc]
+    pair.ask(lambda xs, _: list(heard(xs)))
+    deep = b"/t" + b"/a" * 999
+    pair.ask(lambda xs, _: xs.write(deep, b""))
+    embedded, real = pair.ask(lambda xs, _: [len(path) + len(token) for path, token in heard(xs)])
+    assert embedded == real != []
+    pair.ask(lambda xs, _: xs.remove(b"/t"))
+    pair.close()

@@ -4,11 +4,13 @@ Owns the rules and nothing that changes. Source: "Permissions" in docs/misc/xens
 are C xenstored's defaults.
 """
 
+import re
 from dataclasses import dataclass
 
 from vbdkit.xenstore import codec
 
 _LETTERS = {b"n": (False, False), b"r": (True, False), b"w": (False, True), b"b": (True, True)}
+_NUMBER = re.compile(rb"[ \t-\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 _LETTER_OF = {rights: letter for letter, rights in _LETTERS.items()}
 
 
@@ -31,14 +33,19 @@ class Permission:
 
     @classmethod
     def parse(cls, text: bytes) -> "Permission":
-        """Read ``b"n0"``, ``b"r5"``, ``b"w5"`` or ``b"b5"``. Refuses all else with EINVAL."""
+        """Read ``b"n0"``, ``b"r5"``, ``b"w5"`` or ``b"b5"``. Refuses all else with EINVAL.
+
+        The number is what C xenstored's strtol makes of it, in 32 bits.
+        """
         rights = _LETTERS.get(text[:1])
-        try:
-            if rights is None or text[1:2] not in b"-0123456789" or not text[1:]:
-                raise Refused("EINVAL")
-            return cls(int(text[1:], 0), *rights)
-        except ValueError:
-            raise Refused("EINVAL") from None
+        number = _NUMBER.fullmatch(text, 1)
+        if rights is None or number is None:
+            raise Refused("EINVAL")
+        sign, digits = number.groups()
+        base = 10 if digits[:1] != b"0" else 16 if digits[1:2] in (b"x", b"X") else 8
+        value = int(digits, base) if base != 10 or len(digits) < 40 else 1 << 63
+        value = max(-value, -1 << 63) if sign == b"-" else min(value, (1 << 63) - 1)
+        return cls((value + (1 << 31)) % (1 << 32) - (1 << 31), *rights)
 
     def __bytes__(self) -> bytes:
         """Return the form that ``parse`` reads."""

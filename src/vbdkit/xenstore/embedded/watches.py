@@ -71,7 +71,9 @@ class Watches:
         """Return the payloads of the events that a change means to this connection."""
         if not may_know(caller, change.readers):
             return []
-        return [watch.event(change.path) for watch in self._watches if watch.concerns(change.path, change.exact)]
+        events = [watch.event(change.path) for watch in self._watches if watch.concerns(change.path, change.exact)]
+        # As in C xenstored, one that fits no packet is not sent.
+        return [event for event in events if len(event) <= codec.PAYLOAD_MAX]
 
 
 def may_know(caller: Caller, readers: tuple[Permissions, ...]) -> bool:
