@@ -204,6 +204,18 @@ def test_a_store_that_goes_while_an_event_is_waited_for() -> None:
             xs.next_event()
 
 
+def test_a_broken_conversation_gives_the_events_from_before_and_then_its_error() -> None:
+    xs, theirs = on_socketpair()
+    with theirs, xs:
+        theirs.sendall(codec.packet(codec.WATCH_EVENT, 0, 0, b"a\0t\0") + codec.packet(codec.READ, 77, 0, b"nonsense"))
+        with fails("EPROTO"):
+            xs.read(b"/t")
+        theirs.sendall(codec.packet(codec.WATCH_EVENT, 0, 0, b"b\0t\0"))
+        assert xs.next_event() == (b"a", b"t")
+        with fails("EPROTO"):
+            xs.next_event()
+
+
 def test_a_closed_connection() -> None:
     xs, theirs = on_socketpair()
     theirs.close()

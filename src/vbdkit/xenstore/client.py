@@ -77,7 +77,7 @@ class Connection:
 
     ``deadline`` is a time.monotonic() value in seconds on which every send and reply draws; it may be moved.
     All methods raise StoreError. After one that broke the conversation (a deadline, a lost store) every
-    further call raises the same error.
+    further call raises the same error, once the events that had come by then are taken.
     """
 
     __slots__ = ("_broken", "_decoder", "_events", "_link", "_request", "deadline")
@@ -284,6 +284,8 @@ class Connection:
         """
         until = self.deadline if deadline is None else deadline
         while not self._events:
+            if self._broken is not None:
+                raise StoreError(self._broken[0], "use this connection", None, self._broken[1])
             try:
                 self._take(self._link.receive(until, self._decoder.missing()), [])
             except OSError as error:
