@@ -4,7 +4,7 @@ export PYTHON
 # pytest's arguments: make check PYTEST='tests/engine -x'
 PYTEST ?= tests
 
-.PHONY: help try check lint types test bench check-xen check-xen-short wheel clean
+.PHONY: help try check lint types test bench check-fuzz check-xen check-xen-short wheel clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -36,6 +36,11 @@ check-xen: .setup	## the same on a real Xen under QEMU (root, apt; minutes)
 
 check-xen-short: .setup	## one guest with a disk, one refused (what CI runs)
 	.venv/bin/python -m tests.xenrig --short
+
+check-fuzz:	## a minute of fuzzing and many more hostile inputs
+	@tools/setup fuzz
+	.venv/bin/python -m tests.fuzz --seconds 60
+	VBDKIT_THOROUGH=10 .venv/bin/python -m pytest -q tests/hostile tests/fuzz
 
 wheel: .setup	## build dist/*.whl
 	.venv/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
