@@ -220,3 +220,20 @@ def test_its_deeds_change_no_answer_and_are_not_even_read(scene: Scene, deeds: l
     assert [status for status, _ in ends] == [0, 1, 0, 1, 0]
     assert play(scene, deeds) == (asked, ends)
     assert not [path for _, path in asked if b"/device/" in path]
+
+
+def test_what_a_guest_can_read(scene: Scene) -> None:
+    """SECURITY.md says so: its own backend directory with the reason of a refusal, and no other guest's."""
+    play(scene, [])
+    friend, enemy = (Vbd(scene.inside.host, "vbd", domid, 51712) for domid in (5, 6))
+    environ = {b"XENSTORED_PATH": scene.sockets[scene.backend]}
+    assert scene.inside.run(friend, "add", environ).status == 0
+    assert scene.inside.run(enemy, "add", environ).status == 1
+    own, other = (scene.disk(domid, Path()).backend for domid in (6, 5))
+    with scene.guest(ENEMY) as guest:
+        assert b"is in use by guest 5" in guest.read(own + b"/hotplug-error")
+        for name in (b"params", b"physical-device-path", b"hotplug-status"):
+            with pytest.raises(StoreError, match="EACCES"):
+                guest.read(other + b"/" + name)
+    for vbd in (enemy, friend):
+        assert scene.inside.run(vbd, "remove", environ).status == 0

@@ -5,6 +5,7 @@ import resource
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.host import Disk, Host, Result
 from tests.hostile.judge import attached, judge, left
 from tests.hostile.strange import every_byte
 from tests.images import make_image
+from vbdkit.engine import Lock
 from vbdkit.protocol.invocation import build_invocation
 
 PIPE = 65536
@@ -348,3 +350,29 @@ def test_signals_that_the_caller_ignores_or_blocks(host: Host, image: Path) -> N
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM])
 
     works(host.disk(5, image), preexec_fn=ignore)
+
+
+def test_only_root_can_open_the_lock(host: Host) -> None:
+    """Who can open it can hold it."""
+    before = os.umask(0)
+    try:
+        with Lock(os.fsencode(host.lock_dir), time.monotonic() + 10) as lock:
+            assert stat.S_IMODE(os.stat(lock.path).st_mode) == 0o600
+            assert stat.S_IMODE(host.lock_dir.stat().st_mode) == 0o755
+    finally:
+        os.umask(before)
+
+
+def test_what_a_disk_holds_is_not_read(host: Host, image: Path, tmp_path: Path) -> None:
+    """No call that gets bytes out of a file has the image's descriptor, or a loop device's."""
+    disk = host.disk(5, image)
+    trace = tmp_path / "trace"
+    calls = "read,pread64,readv,preadv,preadv2,mmap,sendfile,splice,tee,copy_file_range,io_uring_setup,process_vm_readv"
+    host.script.rename(tmp_path / "real")
+    host.script.write_text(f'#!/bin/sh\nexec strace -f -qq -y -e trace={calls} -o {trace} {tmp_path}/real "$@"\n')
+    host.script.chmod(0o755)
+    for command in ("add", "remove"):
+        assert disk.run(command).status == 0
+        lines = trace.read_text().splitlines()
+        assert [line for line in lines if "/real>" in line and "read(" in line], "strace names what is read"
+        assert [line for line in lines if str(image) in line or "</dev/loop" in line] == []
