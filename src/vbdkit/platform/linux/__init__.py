@@ -7,7 +7,7 @@ from fcntl import ioctl
 
 import vbdkit.platform.linux.loop as loops
 from vbdkit.platform import Backing
-from vbdkit.platform.linux.kernel import numbers, read
+from vbdkit.platform.linux.kernel import device_folder, numbers, read
 from vbdkit.platform.linux.mounts import devices_under
 from vbdkit.platform.linux.stack import Stack
 from vbdkit.platform.linux.users import local_users
@@ -51,7 +51,7 @@ def device(target: Target, writable: bool) -> Backing:
 def _removable(status: posix.stat_result) -> bool:
     """Whether a device is a drive that may be empty for now, as for a guest's CD-ROM."""
     try:
-        return read(b"/sys/dev/block/%d:%d/removable" % numbers(status.st_rdev)).startswith(b"1")
+        return read(device_folder(status.st_rdev) + b"/removable").startswith(b"1")
     except OSError:
         return False
 

@@ -5,7 +5,7 @@ Reads /proc of all processes and sysfs; what cannot be read is not said.
 
 import posix
 
-from vbdkit.platform.linux.kernel import device_number, numbers, read
+from vbdkit.platform.linux.kernel import device_folder, device_number, read
 from vbdkit.platform.linux.mounts import companions, mounts_of
 from vbdkit.platform.linux.names import device_name
 from vbdkit.storage.chain import ABOVE, BLOCK, ITSELF, Chain, Link
@@ -21,7 +21,7 @@ def holders_of(chain: Chain, held: "list[Link]", known: "list[User]") -> "list[U
     users: list[User] = []
     unexplained = []
     for link in held:
-        place = _sysfs(link.identity[1])
+        place = device_folder(link.identity[1])
         uppers = _numbers(place + b"/holders")
         # A path of a multipath device is held by what the target is carved from, and so are its partitions.
         if any(_carries(chain, rdev) for rdev in uppers + _numbers(place + b"/../holders")):
@@ -48,7 +48,7 @@ def _member(link: Link, upper: int) -> User:
     """Return the user that a device made of this one is: a volume, an array, DRBD."""
     name, what = device_name(upper)
     try:
-        writable = read(_sysfs(upper) + b"/ro").strip() != b"1"
+        writable = read(device_folder(upper) + b"/ro").strip() != b"1"
     except OSError:
         writable = True
     return User(MEMBER, link.identity, writable, b"%s (%s)" % (name, what.encode()))
@@ -149,10 +149,6 @@ def _program(pid: int) -> bytes:
         return read(b"/proc/%d/comm" % pid).rstrip(b"\n")
     except OSError:
         return b""
-
-
-def _sysfs(rdev: int) -> bytes:
-    return b"/sys/dev/block/%d:%d" % numbers(rdev)
 
 
 def _numbers(folder: bytes) -> "list[int]":

@@ -2,6 +2,8 @@
 
 import posix
 
+SYSFS = b"/sys"
+
 
 def read(path: bytes) -> bytes:
     """Return all of a file that the kernel makes up while it is read. Raises OSError."""
@@ -38,3 +40,8 @@ def device_number(text: bytes) -> int:
     """Return the device number that the kernel writes as "major:minor"."""
     major, _, minor = text.partition(b":")
     return posix.makedev(int(major), int(minor))
+
+
+def device_folder(rdev: int) -> bytes:
+    """Return the folder in which sysfs tells of a block device."""
+    return b"%s/dev/block/%d:%d" % (SYSFS, *numbers(rdev))

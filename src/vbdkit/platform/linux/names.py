@@ -2,7 +2,8 @@
 
 import posix
 
-from vbdkit.platform.linux.kernel import exists, numbers, read
+from vbdkit.platform.linux import kernel
+from vbdkit.platform.linux.kernel import device_folder, exists, numbers, read
 from vbdkit.protocol.failure import shown
 from vbdkit.storage.chain import BLOCK, ITSELF
 
@@ -47,7 +48,7 @@ def name_links(chain: "Chain") -> None:
 
 def device_name(rdev: int) -> "tuple[bytes, str]":
     """Return the path of a device and what it is ("LVM volume vg0/web"); what sysfs does not tell is left general."""
-    folder = b"/sys/dev/block/%d:%d" % numbers(rdev)
+    folder = device_folder(rdev)
     try:
         place = posix.readlink(folder).split(b"/")
     except OSError:
@@ -75,24 +76,24 @@ def _mapped_kind(name: bytes, uuid: bytes) -> str:
 
 
 def _kind(folder: bytes, place: "list[bytes]") -> str:
-    kernel = place[-1]
-    what = next((words for start, words in _KINDS.items() if kernel.startswith(start)), "disk")
+    name = place[-1]
+    what = next((words for start, words in _KINDS.items() if name.startswith(start)), "disk")
     more = b""
-    if kernel.startswith(b"md"):
+    if name.startswith(b"md"):
         more = _text(folder + b"/md/level")
-    elif kernel.startswith(b"nbd"):
+    elif name.startswith(b"nbd"):
         server = _text(folder + b"/pid")
         more = b"served through process " + server if server else b""
-    elif kernel.startswith(b"rbd"):
-        image = b"/sys/bus/rbd/devices/" + kernel[3:]
+    elif name.startswith(b"rbd"):
+        image = b"%s/bus/rbd/devices/%s" % (kernel.SYSFS, name[3:])
         more = _text(image + b"/pool") + b"/" + _text(image + b"/name")
     elif b"nvme-subsystem" in place:
         what = "NVMe multipath namespace"
     return what + (" " + shown(more) if more.strip(b"/") else "")
 
 
-def _node(kernel: bytes) -> bytes:
-    return b"/dev/" + kernel.replace(b"!", b"/")
+def _node(name: bytes) -> bytes:
+    return b"/dev/" + name.replace(b"!", b"/")
 
 
 def _text(path: bytes) -> bytes:

@@ -7,8 +7,8 @@ on a device (holders): Documentation/ABI/stable/sysfs-block and block/holder.c i
 import posix
 
 import vbdkit.platform.linux.loop as loops
-from vbdkit.platform.linux import dm
-from vbdkit.platform.linux.kernel import device_number, exists, number_in, numbers, read
+from vbdkit.platform.linux import dm, kernel
+from vbdkit.platform.linux.kernel import device_folder, device_number, exists, number_in, numbers, read
 from vbdkit.protocol.failure import Failure
 from vbdkit.storage.chain import BLOCK, Piece, run
 
@@ -50,8 +50,8 @@ class Stack:
             return loop.path
         if identity[0] != BLOCK:
             return loops.backing_name(self._loops[self._on[identity][0].upper].number) if identity in self._on else b""
-        kernel = self._names.get(identity)
-        return b"/dev/" + kernel.replace(b"!", b"/") if kernel else b""
+        name = self._names.get(identity)
+        return b"/dev/" + name.replace(b"!", b"/") if name else b""
 
     def below(self, identity: "Identity") -> "list[Piece]":
         """Return what this thing is carved from. Raises OSError and Failure."""
@@ -66,7 +66,7 @@ class Stack:
             if posix.major(kind):
                 return [Piece(identity, (BLOCK, kind), None, True)]
             return [Piece(identity, (BLOCK, dev), None, True) for dev in self._file_systems.get(kind, ())]
-        place = _place(rdev)
+        place = device_folder(rdev)
         try:
             members = posix.listdir(place + b"/slaves")
         except FileNotFoundError:
@@ -119,7 +119,7 @@ class Stack:
     def _built_on(self, identity: "Identity") -> "set[Identity]":
         """Return what may be carved from a device: loop devices' files on its file system, partitions, volumes."""
         rdev = identity[1]
-        place = _place(rdev)
+        place = device_folder(rdev)
         files = [loop.backing for loop in self._loops.values() if loop.backing[0] == rdev]
         return {*files, *self._partitions(place), *self._holders(place), *self._paths.get(identity, ())}
 
@@ -142,10 +142,6 @@ class Stack:
 
     def _named(self, name: bytes) -> int:
         """Return the number of a device by the kernel's name for it, and keep that name. Raises OSError."""
-        rdev = device_number(read(b"/sys/class/block/" + name + b"/dev"))
+        rdev = device_number(read(b"%s/class/block/%s/dev" % (kernel.SYSFS, name)))
         self._names[(BLOCK, rdev)] = name
         return rdev
-
-
-def _place(rdev: int) -> bytes:
-    return b"/sys/dev/block/%d:%d" % numbers(rdev)
