@@ -32,7 +32,10 @@ class Finding:
         return [
             link.name
             for link in self.chain.links.values()
-            if link.place is ABOVE and link.identity not in used and link.name.startswith(b"/dev/loop")
+            if link.place is ABOVE
+            and link.identity not in used
+            and link.name.startswith(b"/dev/loop")
+            and link.name[9:].isdigit()
         ]
 
     def refusal(self, writable: bool, platform: "ModuleType") -> "InUse | None":
