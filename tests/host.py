@@ -52,6 +52,7 @@ class Host:
     socket: Path
     system: str = "linux"
     own_domid: int = 0
+    time_limit: float | None = None
     loops: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -59,11 +60,12 @@ class Host:
         self.run_dir = self.directory / "run"
         self.lock_dir = self.directory / "lock"
         self.script = self.directory / "block"
+        limit = "" if self.time_limit is None else f", time_limit={self.time_limit}"
         self.script.write_text(
             f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, {str(SOURCE)!r})\n"
             "from vbdkit.hot import start\n"
             f"start('block', {self.system!r}, run_dir={os.fsencode(self.run_dir)!r}, "
-            f"lock_dir={os.fsencode(self.lock_dir)!r})\n"
+            f"lock_dir={os.fsencode(self.lock_dir)!r}{limit})\n"
         )
         self.script.chmod(0o755)
         self.loops = set(bound_loops())

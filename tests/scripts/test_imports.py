@@ -11,7 +11,7 @@ from tests.images import make_image
 # What a bare interpreter has at its start, which costs nothing more.
 ALLOWED = {
     *("sys", "posix", "errno", "time", "stat", "_stat", "fcntl", "_socket", "struct", "_struct", "select", "syslog"),
-    *("_signal", "gc"),  # parts of every interpreter: the lock's alarm; a run without the collector
+    *("_signal", "_thread", "gc"),  # parts of every interpreter: alarm, signals, the watch on the time; no collector
 }
 
 

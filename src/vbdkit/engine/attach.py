@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vbdkit.engine.check import Finding
     from vbdkit.engine.datapath import Datapath
+    from vbdkit.engine.record import Record
     from vbdkit.engine.script import Run
     from vbdkit.platform import Backing
     from vbdkit.platform.target import Target
@@ -48,24 +49,30 @@ def add(run: "Run") -> None:
     mode = _asked(run, params, text, state)
     assert params is not None
     _clear(run, published is not None)
+    run.doing = "opening", params
     target = run.platform.open_target(params, mode.writable)
     try:
         datapath = run.datapaths(target.kind)
         facts = {"datapath": target.kind, "target": params.decode("utf-8", "surrogateescape"), "mode": str(mode)}
         made = datapath.plan(run, target)
+        run.guard.hold()  # until the failure of what follows would be undone
         record = run.records.begin(vbd.name, facts | made)
         try:
+            run.guard.resume()
+            run.doing = "attaching", params
             backing = datapath.attach(run, target, mode)
             made |= backing.made
             if backing.made:
                 record.add(backing.made)
-            with Lock(run.lock_dir, run.deadline):
+            run.doing = "checking who else uses", params
+            with Lock(run.lock_dir, run.deadline) as lock:
                 found = _check(run, store, target, mode) if mode.checked else None
                 run.forget = True  # from here on a failure may leave nodes behind
-                publish.connected(store, vbd, params, run.platform.nodes(backing), error is not None)
-        except BaseException:
-            _undo(run, datapath, made)
-            raise
+                publish.connected(run, store, params, run.platform.nodes(backing), error is not None, lock)
+        except BaseException as reason:
+            if run.unsure is None or not _came_through(run, reason):
+                _undo(run, datapath, made, record)
+                raise
         finally:
             record.close()
     finally:
@@ -102,13 +109,20 @@ def _asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | 
 
 def _clear(run: "Run", published: bool) -> None:
     """Undo what an earlier `add` of this vbd left behind: the driver waits (state 2), so it uses none of it."""
-    old = run.records.load(run.vbd.name)
-    if old is not None:
-        done = run.datapaths(old.get("datapath", "")).detach(run, old)
-        run.records.remove(run.vbd.name)
-        run.log(syslog.LOG_NOTICE, "an earlier attach was left over" + (": " + done if done else ""))
-    # Should this run fail, the old nodes must not outlive what they name.
-    run.forget = old is not None or published
+    old = run.records.take(run.vbd.name, run.deadline)
+    if published and run.store is not None:
+        publish.gone(run.store, run.vbd)  # before what they name is released: its number may be another's then
+    if old is None:
+        return
+    run.doing = "releasing", old.path
+    run.guard.hold()
+    try:
+        done = run.datapaths(old.facts.get("datapath", "")).detach(run, old.facts)
+        old.remove()
+    finally:
+        old.close()
+    run.log(syslog.LOG_NOTICE, "an earlier attach was left over" + (": " + done if done else ""))
+    run.guard.resume()
 
 
 def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Finding":
@@ -120,15 +134,23 @@ def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Fi
     return found
 
 
-def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]") -> None:
+def _came_through(run: "Run", reason: BaseException) -> bool:
+    from vbdkit.engine.doubt import came_through
+
+    return came_through(run, reason)
+
+
+def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]", record: "Record") -> None:
     """Take back a side effect after a failure; the record goes only when that worked."""
+    if run.unsure is not None:
+        # A driver may take the device by its number at any moment, so that number must not become another's.
+        run.log(syslog.LOG_ERR, f"may have been published: what was attached and its record {shown(record.path)} stay")
+        return
     try:
         done = datapath.detach(run, made)
-        run.records.remove(run.vbd.name)
+        record.remove()
     except (Failure, OSError) as error:
-        run.log(
-            syslog.LOG_ERR, f"could not be undone, the record {shown(run.records.path(run.vbd.name))} stays: {error}"
-        )
+        run.log(syslog.LOG_ERR, f"could not be undone, the record {shown(record.path)} stays: {error}")
     else:
         if done:
             run.log(syslog.LOG_INFO, "undone: " + done)

@@ -21,7 +21,7 @@ def remove(run: "Run") -> None:
 
     The nodes go first: once the device is free, its number may be another's.
     """
-    record = run.records.load(run.vbd.name)
+    record = run.records.take(run.vbd.name, run.deadline)
     nodes: list[bytes | None] = [None, None, None]
     trouble = None
     if run.store is None:
@@ -36,8 +36,10 @@ def remove(run: "Run") -> None:
     if trouble is not None:
         run.log(syslog.LOG_WARNING, f"{trouble}; going on from the record")
     if record is not None:
-        done = run.datapaths(record.get("datapath", "")).detach(run, record)
-        run.records.remove(run.vbd.name)
+        run.doing = "releasing what is noted in", record.path
+        done = run.datapaths(record.facts.get("datapath", "")).detach(run, record.facts)
+        record.remove()
+        record.close()
     else:
         done = _by_nodes(run, *nodes)
     run.log(syslog.LOG_INFO, "detached" + (": " + done if done else ""))

@@ -5,21 +5,29 @@ A directory that the toolstack has removed meanwhile is never made again by a wr
 
 from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import CONNECTED, HOTPLUG_ERROR, HOTPLUG_STATUS, OUTPUT, PARAMS
+from vbdkit.xenstore.client import StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vbdkit.engine.lock import Lock
+    from vbdkit.engine.script import Run
     from vbdkit.protocol.vbd import Vbd
     from vbdkit.xenstore.client import Connection
 
 
-def connected(store: "Connection", vbd: "Vbd", params: bytes, nodes: "list[tuple[bytes, bytes]]", clear: bool) -> None:
+def connected(
+    run: "Run", store: "Connection", params: bytes, nodes: "list[tuple[bytes, bytes]]", clear: bool, lock: "Lock"
+) -> None:
     """Publish success. ``params`` is the target that was attached; ``clear``: an old hotplug-error has to go.
 
-    Raises StoreError, and Failure where the toolstack took the disk back meanwhile.
+    Raises StoreError, and Failure where the toolstack took the disk back meanwhile, the lock is lost or a signal came.
+    From the commit on nothing comes in between any more; ``run.unsure`` is set where its outcome stayed open.
     """
+    vbd = run.vbd
     wanted = [(HOTPLUG_STATUS, CONNECTED), *nodes]
 
     def body(tx: int) -> None:
+        run.unsure = None
         now = store.read_many([vbd.node(PARAMS)], tx)[0]
         if now != params:
             raise Failure(
@@ -31,22 +39,31 @@ def connected(store: "Connection", vbd: "Vbd", params: bytes, nodes: "list[tuple
         if clear:
             store.remove_many([vbd.node(HOTPLUG_ERROR)], tx)
         store.write_many([(vbd.node(name), value) for name, value in wanted], tx)
+        lock.check()
+        run.guard.settle()
+        run.unsure = wanted
 
-    store.transaction(body)
+    try:
+        store.transaction(body)
+    except StoreError:
+        if not store.broken:
+            run.unsure = None  # the store said no
+        raise
 
 
 def failed(store: "Connection", vbd: "Vbd", failure: Failure, forget: bool) -> None:
     """Publish a failure: hotplug-error, hotplug-status (O7). ``forget``: nodes of an older attach go too."""
+    store.transaction(lambda tx: tell(store, vbd, failure, forget, tx))
 
-    def body(tx: int) -> None:
-        if not store.exists(vbd.path, tx):
-            return
-        if forget:
-            store.remove_many([vbd.node(name) for name in OUTPUT], tx)
-        items = [(vbd.node(HOTPLUG_ERROR), failure.node_text()), (vbd.node(HOTPLUG_STATUS), failure.status)]
-        store.write_many(items, tx)
 
-    store.transaction(body)
+def tell(store: "Connection", vbd: "Vbd", failure: Failure, forget: bool, tx: int) -> None:
+    """As ``failed``, within a transaction."""
+    if not store.exists(vbd.path, tx):
+        return
+    if forget:
+        store.remove_many([vbd.node(name) for name in OUTPUT], tx)
+    items = [(vbd.node(HOTPLUG_ERROR), failure.node_text()), (vbd.node(HOTPLUG_STATUS), failure.status)]
+    store.write_many(items, tx)
 
 
 def gone(store: "Connection", vbd: "Vbd") -> None:

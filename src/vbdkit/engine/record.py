@@ -3,18 +3,24 @@
 Written by rename before the first side effect (the intent), then lengthened by a line for what was made. A
 file of lines ``key value`` in ASCII; values are escaped as in URLs; the first line names the
 version; a last line without its newline was cut by a kill and does not count.
+
+Whoever works on a vbd has flock on its record's file, and the kernel lets go of it when that process ends, however it
+ends. So of two runs for one vbd the second waits, and a record that nobody has belongs to no run in progress.
 """
 
 import errno
 import posix
 
+from vbdkit.engine.flock import at, close, free, wait
 from vbdkit.protocol.failure import Failure
 
 VERSION = "vbdkit 1"
+# How a record is named before it is whole.
+NEW = b".new"
 # Not through a link, and without waiting for the other end of a FIFO that stands in a record's place.
 _SAFELY = posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
 _READ = posix.O_RDONLY | _SAFELY
-_WRITE = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | _SAFELY
+_WRITE = posix.O_WRONLY | posix.O_CREAT | _SAFELY
 
 
 class Records:
@@ -30,30 +36,70 @@ class Records:
         """Return the path of a vbd's record (``Vbd.name``)."""
         return self.directory + b"/" + name.encode("ascii")
 
-    def load(self, name: str) -> "dict[str, str] | None":
-        """Return a vbd's record, or None where there is none. Raises Failure for one that cannot be understood."""
-        try:
-            fd = posix.open(self.path(name), _READ)
+    def take(self, name: str, deadline: float) -> "Record | None":
+        """Return a vbd's record, held until it is closed, or None where there is none.
+
+        Waits while another run has it, until ``deadline`` (time.monotonic()); one in the past does not wait. Raises
+        Failure, also for one that cannot be understood, and Busy where the other run still has it.
+        """
+        path = self.path(name)
+        while True:
             try:
-                text = posix.read(fd, 65536)
+                fd = posix.open(path, _READ)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError as error:
+                raise _failure("read", path, error) from None
+            try:
+                wait(fd, deadline)
+                status = at(fd, path)
+                if status is not None:
+                    record = Record(path, fd, self._facts(fd, name, status.st_uid))
+                    fd = -1
+                    return record
+            except TimeoutError:
+                from vbdkit.engine.holder import holder
+
+                raise Busy(
+                    "another run for this disk is at work: {path} is held by {holder}; try again when that has ended",
+                    path=path,
+                    holder=holder(path),
+                ) from None
+            except OSError as error:
+                raise _failure("read", path, error) from None
             finally:
-                posix.close(fd)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise self._failure("read", name, error) from None
-        whole, _, _ = text.rpartition(b"\n")
-        lines = whole.decode("ascii", "replace").split("\n")
-        if lines[0] != VERSION:
-            raise self.unreadable(name, f"it begins with {lines[0][:40]!r}")
-        found = {}
+                if fd >= 0:
+                    close(fd)
+
+    def begin(self, name: str, facts: "dict[str, str]") -> "Record":
+        """Write a new record in one step and return it, held and open for what is to be added. Raises Failure."""
+        path = self.path(name)
+        fresh = path + NEW
         try:
-            for line in lines[1:]:
-                key, _, value = line.partition(" ")
-                found[key] = _unescaped(value)
-        except ValueError:
-            raise self.unreadable(name, f"{line[:40]!r} is no line of one") from None
-        return found
+            try:
+                fd = posix.open(fresh, _WRITE, 0o600)
+            except FileNotFoundError:
+                try:
+                    posix.mkdir(self.directory, 0o700)
+                except FileExistsError:
+                    pass  # another script was faster
+                fd = posix.open(fresh, _WRITE, 0o600)
+            status = at(fd, fresh) if free(fd) else None
+            if status is None:
+                close(fd)
+                raise Busy("another run for this disk is at work on {path}; try again when it has ended", path=path)
+            try:
+                if status.st_size:  # a kill has left one
+                    posix.ftruncate(fd, 0)
+                _write(fd, f"{VERSION}\n{_lines(facts)}")
+                posix.rename(fresh, path)
+            except OSError:
+                close(fd)
+                posix.unlink(fresh)
+                raise
+        except OSError as error:
+            raise _failure("write", path, error) from None
+        return Record(path, fd, facts)
 
     def unreadable(self, name: str, why: str) -> Failure:
         """Return the failure for a record that says what no record says."""
@@ -64,63 +110,64 @@ class Records:
             why=why,
         )
 
-    def begin(self, name: str, facts: "dict[str, str]") -> "Record":
-        """Write a new record in one step and return it, open for what is to be added. Raises Failure."""
-        path = self.path(name)
-        fresh = path + b".new"
-        try:
+    def _facts(self, fd: int, name: str, owner: int) -> "dict[str, str]":
+        """Return what an open record says. Raises Failure where it is not one, OSError."""
+        text = posix.read(fd, 65536)
+        if owner != posix.geteuid():
+            raise self.unreadable(name, "it belongs to another user")
+        whole, _, _ = text.rpartition(b"\n")
+        version, *lines = whole.decode("ascii", "replace").split("\n")
+        if version != VERSION:
+            raise self.unreadable(name, f"it begins with {version[:40]!r}" if text else "it is empty")
+        found = {}
+        for line in lines:
+            key, _, value = line.partition(" ")
             try:
-                fd = posix.open(fresh, _WRITE, 0o600)
-            except FileNotFoundError:
-                try:
-                    posix.mkdir(self.directory, 0o700)
-                except FileExistsError:
-                    pass  # another script was faster
-                fd = posix.open(fresh, _WRITE, 0o600)
-            try:
-                _write(fd, f"{VERSION}\n{_lines(facts)}")
-                posix.rename(fresh, path)
-            except OSError:
-                posix.close(fd)
-                posix.unlink(fresh)
-                raise
-        except OSError as error:
-            raise self._failure("write", name, error) from None
-        return Record(path, fd)
+                found[key] = _unescaped(value)
+            except ValueError:
+                raise self.unreadable(name, f"{line[:40]!r} is no line of one") from None
+        return found
 
-    def remove(self, name: str) -> None:
-        """Remove a vbd's record; one that is not there is no error."""
-        try:
-            posix.unlink(self.path(name))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
 
-    def _failure(self, verb: str, name: str, error: OSError) -> Failure:
-        return Failure(
-            "the record {path} cannot be {verb}: {why}; nothing is attached without one",
-            path=self.path(name),
-            verb="read" if verb == "read" else "written",
-            why=posix.strerror(error.errno or 0),
-        )
+class Busy(Failure):
+    """Another run has the record."""
 
 
 class Record:
-    """A record that is being made."""
+    """A record that this process holds. ``facts`` is what it says, as text."""
 
-    __slots__ = ("_fd", "path")
+    __slots__ = ("_fd", "facts", "path")
 
-    def __init__(self, path: bytes, fd: int) -> None:
-        """Own the descriptor."""
+    def __init__(self, path: bytes, fd: int, facts: "dict[str, str]") -> None:
+        """Own the descriptor, which has the lock."""
         self.path = path
         self._fd = fd
+        self.facts = facts
 
     def add(self, facts: "dict[str, str]") -> None:
         """Add facts, in one write. Raises OSError."""
+        self.facts = self.facts | facts
         _write(self._fd, _lines(facts))
 
+    def remove(self) -> None:
+        """Remove the file; one that is not there is no error. Raises OSError."""
+        try:
+            posix.unlink(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+
     def close(self) -> None:
-        """Close the file; the record stays."""
-        posix.close(self._fd)
+        """Let go of the file, which stays."""
+        close(self._fd)
+
+
+def _failure(verb: str, path: bytes, error: OSError) -> Failure:
+    return Failure(
+        "the record {path} cannot be {verb}: {why}; nothing is attached without one",
+        path=path,
+        verb="read" if verb == "read" else "written",
+        why=posix.strerror(error.errno or 0),
+    )
 
 
 def _write(fd: int, text: str) -> None:

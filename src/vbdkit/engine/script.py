@@ -11,6 +11,7 @@ import time
 
 from vbdkit import platform
 from vbdkit.engine import publish
+from vbdkit.engine.guard import Guard
 from vbdkit.engine.record import Records
 from vbdkit.protocol.failure import Failure, printable, shown
 from vbdkit.protocol.invocation import ADD, InvocationError, parse_invocation
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 TIME_LIMIT = 30.0
 # Seconds kept back from the limit for undoing and for telling.
 _LAST_WORDS = 3.0
+# Seconds before the limit at which a run is overdue that is in a call which does not return.
+_OVERDUE = 1.5
 # Seconds that a full pipe in the place of stderr is waited for.
 _PATIENCE = 1.0
 
@@ -36,18 +39,23 @@ LOCK_DIR = b"/var/run/xen-hotplug"
 
 
 class Run:
-    """What one run works with. ``deadline`` is a time.monotonic() value in seconds."""
+    """What one run works with. ``deadline`` and ``end`` are time.monotonic() values in seconds."""
 
     __slots__ = (
         "command",
         "datapaths",
         "deadline",
+        "doing",
+        "end",
+        "environ",
         "forget",
+        "guard",
         "lock_dir",
         "name",
         "platform",
         "records",
         "store",
+        "unsure",
         "vbd",
     )
 
@@ -61,6 +69,8 @@ class Run:
         records: Records,
         lock_dir: bytes,
         deadline: float,
+        end: float,
+        environ: "Mapping[bytes, bytes]",
     ) -> None:
         """Take the parts. ``name`` is the script's, for the log; ``datapaths`` gives a kind of storage by name."""
         self.name = name
@@ -72,7 +82,15 @@ class Run:
         self.store: Connection | None = None
         self.records = records
         self.lock_dir = lock_dir
+        # What waits, ends at the deadline; between that and the end is time for undoing and telling.
         self.deadline = deadline
+        self.end = end
+        self.environ = environ
+        self.guard = Guard()
+        # For the sentence of a run that hangs: what, and with which file.
+        self.doing: tuple[str, bytes] = ("reading the nodes of", vbd.path)
+        # What a commit was to publish whose outcome is not known (yet).
+        self.unsure: list[tuple[bytes, bytes]] | None = None
         # Set once the nodes of an older attach of this vbd no longer say the truth.
         self.forget = False
 
@@ -89,12 +107,14 @@ def run(
     run_dir: bytes = RUN_DIR,
     lock_dir: bytes = LOCK_DIR,
     time_limit: float = TIME_LIMIT,
+    own_process: bool = False,
 ) -> int:
     """Do what a toolstack asks of a block script; return the exit status, 0 or 1. Raises nothing.
 
     ``argv`` with the script's name first and ``environ`` are as the toolstack gave them; ``datapaths``
     returns the kind of storage of a name (``vbdkit.datapaths.load``); ``system`` is
-    one of ``platform.SYSTEMS``, or empty for the one that this runs on.
+    one of ``platform.SYSTEMS``, or empty for the one that this runs on. ``own_process``: this process is this
+    run and nothing else, so that signals and the time may end it (Guard).
     """
     name = shown(argv[0].rpartition(b"/")[2]) if argv else "block"
     syslog.openlog("vbdkit", syslog.LOG_PID, syslog.LOG_DAEMON)
@@ -105,12 +125,20 @@ def run(
         call = parse_invocation(system, argv, environ)
         deadline = end - min(_LAST_WORDS, time_limit / 4)
         records = Records(run_dir)
-        this = Run(name, call.command, call.vbd, platform.load(system), datapaths, records, lock_dir, deadline)
+        system_package = platform.load(system)
+        this = Run(name, call.command, call.vbd, system_package, datapaths, records, lock_dir, deadline, end, environ)
+        if call.command != ADD:
+            this.guard.hold()  # what a remove does not finish would have to be done again
+        if own_process:
+            this.guard.arm()
         if call.command == ADD:
             from vbdkit.engine.attach import add
 
+            if own_process:
+                this.guard.watch(end - min(_OVERDUE, time_limit / 8), lambda: _overdue(this, time_limit))
             this.store = Connection.open(deadline, environ)
             add(this)
+            this.guard.hold()
         else:
             from vbdkit.engine.detach import remove
 
@@ -121,37 +149,55 @@ def run(
             remove(this)
     except Exception as error:
         vbd = error.vbd if isinstance(error, InvocationError) else this.vbd if this is not None else None
-        return _tell(name, vbd, this, error, environ, end)
+        if this is not None:
+            this.guard.hold()
+            this.guard.settle()
+            # It may be in the middle of something, or broken.
+            if this.store is not None:
+                this.store.close()
+        _tell(name, vbd, error, environ, end, this is not None and this.forget)
+        return 1
     return 0
+
+
+def _overdue(run: Run, time_limit: float) -> None:
+    """Tell that the time is up, while the main thread is in a call that does not return."""
+    doing, what = run.doing
+    error = Failure(
+        "the time ({seconds} s) was up while {doing} {what}: the kernel did not answer; does that device or file "
+        "system hang? What was begun is noted under {records} and goes with the next add or remove of this disk, or "
+        "with vbdkit gc",
+        seconds=f"{time_limit:g}",
+        doing=doing,
+        what=what,
+        records=run.records.directory,
+    )
+    _tell(run.name, run.vbd, error, run.environ, run.end, run.forget)
 
 
 def _tell(
     name: str,
     vbd: "Vbd | None",
-    run: Run | None,
     error: Exception,
     environ: "Mapping[bytes, bytes]",
     deadline: float,
-) -> int:
-    """Tell a failure to the store, to syslog and to the toolstack's log; return the exit status."""
-    failure = _as_failure(error)
+    forget: bool,
+) -> None:
+    """Tell a failure to the store, over a new connection, to the toolstack's log and to syslog."""
+    failure = as_failure(error)
     sentence = str(failure)
     if vbd is not None:
         try:
-            # The old connection may be in the middle of something, or broken.
-            if run is not None and run.store is not None:
-                run.store.close()
-            with Connection.open(deadline, environ) as fresh:
-                publish.failed(fresh, vbd, failure, run is not None and run.forget)
+            with Connection.open(deadline, environ) as store:
+                publish.failed(store, vbd, failure, forget)
         except (StoreError, Failure) as second:
             why = "for the same reason" if str(second) == str(error) else str(second)
             sentence += f" (this could not be written to xenstore: {why})"
     whole = printable(f"{name}: {vbd.name + ': ' if vbd is not None else ''}{sentence}")
+    _say(whole.encode("utf-8") + b"\n", min(deadline, time.monotonic() + _PATIENCE))
     syslog.syslog(syslog.LOG_ERR, whole)
     if not isinstance(error, (Failure, StoreError, OSError)):
         _log_traceback(error)
-    _say(whole.encode("utf-8") + b"\n", min(deadline, time.monotonic() + _PATIENCE))
-    return 1
 
 
 def _say(text: bytes, deadline: float) -> None:
@@ -168,7 +214,7 @@ def _say(text: bytes, deadline: float) -> None:
         pass
 
 
-def _as_failure(error: Exception) -> Failure:
+def as_failure(error: BaseException) -> Failure:
     """Return any error as the one class that has a status and a sentence."""
     if isinstance(error, Failure):
         return error

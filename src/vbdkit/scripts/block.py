@@ -22,7 +22,7 @@ def main(
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         _fill_in()
     argv, environ = main_environment()
-    posix._exit(run(argv, environ, load, system, run_dir, lock_dir, time_limit))
+    posix._exit(run(argv, environ, load, system, run_dir, lock_dir, time_limit, own_process=True))
 
 
 def _fill_in() -> None:

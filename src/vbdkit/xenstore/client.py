@@ -296,6 +296,11 @@ class Connection:
 
     # The connection itself.
 
+    @property
+    def broken(self) -> bool:
+        """Whether the conversation is over: what was asked last may have been done or not."""
+        return self._broken is not None
+
     def fileno(self) -> int:
         """Return the descriptor, for select: readable when an event or a lost store waits. See next_event first."""
         return self._link.fileno()
