@@ -5,6 +5,7 @@ drivers/md/dm-sysfs.c, drivers/block/nbd.c, drivers/block/rbd.c. The real thing 
 kernel has these drivers.
 """
 
+import errno
 import os
 import struct
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class Sysfs:
         flags, rdev = struct.unpack_from("=I8xQ", buffer, 28)
         assert size == len(buffer)
         assert flags & (1 << 4), "the table is asked for, not its state"
+        if rdev not in self.tables:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         data = bytearray()
         for first, length, kind, words in self.tables[rdev]:
             spec = len(data)

@@ -29,7 +29,9 @@ def places(target: int) -> dict[str, str]:
     """Where everything stands that is on the chain of a device, by the kernel's names."""
     chain = Chain(b"/target")
     chain.add(block_identity(target), b"/target", ITSELF)
-    chain.trace(block_identity(target), Stack())
+    stack = Stack()
+    chain.trace(block_identity(target), stack)
+    stack.close()
     called = {identity: names.device_name(identity[1])[0].decode().removeprefix("/dev/") for identity in chain.links}
     return {called[link.identity]: link.place for link in chain.links.values() if link.place != ITSELF}
 
@@ -194,6 +196,20 @@ def test_a_table_that_does_not_say_where_is_somewhere(sysfs: Sysfs) -> None:
     over = sysfs.mapped(1, "some", "", ("sdb",), f"0 {MIB} linear 8:16 {9 * MIB}")
     assert places(cache) == {"sdb": BELOW, "dm-1": ABOVE}
     assert places(over) == {"sdb": BELOW, "dm-0": ABOVE}
+
+
+@pytest.mark.parametrize("how", ["in sysfs", "in device-mapper"])
+def test_a_volume_that_goes_while_the_others_are_looked_at_is_gone(sysfs: Sysfs, how: str) -> None:
+    part, web, _ = volumes(sysfs)
+    if how == "in sysfs":
+        md = sysfs.disk("md9", "9:9", on=("sda1",))
+        (sysfs.root / "class/block/md9").unlink()
+        assert md
+    else:
+        del sysfs.tables[kernel_number(sysfs, "dm-1")]
+    expected = {"sda": BELOW, "dm-0": ABOVE}
+    assert places(part) == (expected | {"dm-1": ABOVE} if how == "in sysfs" else expected)
+    assert places(web) == {"sda1": BELOW, "sda": BELOW}
 
 
 def test_a_device_that_sysfs_does_not_know_is_an_error_not_a_free_one(sysfs: Sysfs) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from vbdkit import platform
 from vbdkit.cli.report import Report, shown
 from vbdkit.engine.check import Finding, examine
+from vbdkit.engine.lock import Lock
+from vbdkit.engine.script import LOCK_DIR
 from vbdkit.protocol.failure import Failure
 from vbdkit.storage.chain import ABOVE, BELOW, BLOCK, HOST
 from vbdkit.storage.sentence import use
@@ -94,7 +96,9 @@ def _look(text: bytes, writable: bool, domid: int) -> "tuple[Finding, str | None
     try:
         if target.kind == "device":
             system.device(target, writable)
-        with Connection.open(time.monotonic() + SECONDS, os.environb) as store:
+        deadline = time.monotonic() + SECONDS
+        # With the lock, since two that look at a device at the same time would each take the other for a user.
+        with Connection.open(deadline, os.environb) as store, Lock(LOCK_DIR, deadline):
             finding = examine(store, system, target, b"backend", domid)
         system.explain(finding.chain)
         refusal = finding.refusal(writable, system)

@@ -113,14 +113,17 @@ def chain(target: Target) -> Chain:
     found = Chain(target.path)
     stack = Stack()
     status = target.stat
-    if target.kind == FILE:
-        own = file_identity(status.st_dev, status.st_ino)
-        if posix.major(status.st_dev) == 0:
-            stack.lies_on(status.st_dev, devices_under(target.fd))
-    else:
-        own = block_identity(status.st_rdev)
-    found.add(own, target.path, ITSELF)
-    found.trace(own, stack)
+    try:
+        if target.kind == FILE:
+            own = file_identity(status.st_dev, status.st_ino)
+            if posix.major(status.st_dev) == 0:
+                stack.lies_on(status.st_dev, devices_under(target.fd))
+        else:
+            own = block_identity(status.st_rdev)
+        found.add(own, target.path, ITSELF)
+        found.trace(own, stack)
+    finally:
+        stack.close()
     for identity, link in found.links.items():
         if not link.name:
             link.name = stack.name(identity)

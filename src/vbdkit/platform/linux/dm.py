@@ -27,17 +27,32 @@ _SECTOR = 512
 _FLAGS = _STATUS_TABLE_FLAG | _NOFLUSH_FLAG
 
 
-def table(rdev: int) -> "Table | None":
-    """Return where a mapped device's lower devices are used; None for a multipath device, whose paths are all the same.
+class Mapper:
+    """The way to ask device-mapper, opened when it is first needed: a volume group may have thousands of volumes."""
 
-    A target whose line does not say where uses "somewhere" of each device that it names. Raises OSError.
-    """
-    found: Table = {}
-    for start, length, kind, line in _lines(rdev):
-        if kind == b"multipath":
-            return None
-        _use(found, kind, line.split(), start * _SECTOR, length * _SECTOR)
-    return found
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._fd = -1
+
+    def close(self) -> None:
+        """Close what was opened; again is no harm."""
+        if self._fd >= 0:
+            posix.close(self._fd)
+            self._fd = -1
+
+    def table(self, rdev: int) -> "Table | None":
+        """Return where a mapped device's lower devices are used; None for multipath, whose paths are all the same.
+
+        A target whose line does not say where uses "somewhere" of each device that it names. Raises OSError.
+        """
+        if self._fd < 0:
+            self._fd = posix.open(_CONTROL, posix.O_RDWR | posix.O_CLOEXEC)
+        found: Table = {}
+        for start, length, kind, line in _lines(self._fd, rdev):
+            if kind == b"multipath":
+                return None
+            _use(found, kind, line.split(), start * _SECTOR, length * _SECTOR)
+        return found
 
 
 def _use(found: "Table", kind: bytes, words: "list[bytes]", start: int, length: int) -> None:
@@ -69,23 +84,19 @@ def _number(word: bytes) -> int:
     return posix.makedev(int(major), int(minor)) if major.isdigit() and minor.isdigit() else 0
 
 
-def _lines(rdev: int) -> "list[tuple[int, int, bytes, bytes]]":
+def _lines(control: int, rdev: int) -> "list[tuple[int, int, bytes, bytes]]":
     """Return the live table: (start, length, type, line), sectors. Raises OSError."""
-    fd = posix.open(_CONTROL, posix.O_RDWR | posix.O_CLOEXEC)
-    try:
-        size = 4096
-        while True:
-            buffer = bytearray(size)
-            _HEAD.pack_into(buffer, 0, 4, 0, 0, size, _HEAD.size, 0, 0, _FLAGS, 0, 0, rdev, b"", b"", b"")
-            ioctl(fd, _TABLE_STATUS, buffer)
-            head = _HEAD.unpack_from(buffer)
-            if not head[7] & _BUFFER_FULL_FLAG:
-                break
-            if size >= 1 << 24:
-                raise OSError(errno.EMSGSIZE, "a device-mapper table of more than 16 MiB")
-            size *= 4
-    finally:
-        posix.close(fd)
+    size = 4096
+    while True:
+        buffer = bytearray(size)
+        _HEAD.pack_into(buffer, 0, 4, 0, 0, size, _HEAD.size, 0, 0, _FLAGS, 0, 0, rdev, b"", b"", b"")
+        ioctl(control, _TABLE_STATUS, buffer)
+        head = _HEAD.unpack_from(buffer)
+        if not head[7] & _BUFFER_FULL_FLAG:
+            break
+        if size >= 1 << 24:
+            raise OSError(errno.EMSGSIZE, "a device-mapper table of more than 16 MiB")
+        size *= 4
     found = []
     at = base = head[4]
     for _ in range(head[5]):

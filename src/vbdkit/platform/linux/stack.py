@@ -4,6 +4,7 @@ The interface is vbdkit.storage.chain.Stack. sysfs tells partitions (start, size
 on a device (holders): Documentation/ABI/stable/sysfs-block and block/holder.c in the kernel.
 """
 
+import errno
 import posix
 
 import vbdkit.platform.linux.loop as loops
@@ -16,7 +17,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     Identity = tuple[int, int]
 
+# What the kernel says of a device that was there a moment ago.
+_GONE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 _SECTOR = 512  # what sysfs and device-mapper count in, whatever the device's own sectors are
+
+
+class Gone(Failure):
+    """A device that sysfs does not know, or not any more."""
 
 
 class Stack:
@@ -31,6 +38,8 @@ class Stack:
         self._above: dict[Identity, list[Piece]] = {}
         self._paths: dict[Identity, list[Identity]] = {}
         self._file_systems: dict[int, list[int]] = {}
+        self._mapper = dm.Mapper()
+        self._mapper_major = 0
         for loop in loops.bound():
             own = (BLOCK, loop.rdev)
             lower = (BLOCK, loop.backing_rdev) if loop.backing_rdev else loop.backing
@@ -38,6 +47,10 @@ class Stack:
             self._loops[own] = loop
             self._below[own] = [piece]
             self._on.setdefault(lower, []).append(piece)
+
+    def close(self) -> None:
+        """Close what was opened for asking."""
+        self._mapper.close()
 
     def lies_on(self, dev: int, rdevs: "list[int]") -> None:
         """Note on which devices a file system lies whose own number (st_dev) names none (btrfs)."""
@@ -77,7 +90,7 @@ class Stack:
         if len(holders) == 1 and holders[0].startswith(b"dm-"):
             # A path of a multipath device is a window on that: all paths show the same sectors.
             device = (BLOCK, self._named(holders[0]))
-            if dm.table(device[1]) is None:
+            if self._mapper.table(device[1]) is None:
                 return [Piece(identity, device, run(0))]
         return []
 
@@ -86,7 +99,7 @@ class Stack:
             start, size = number_in(place + b"/start"), number_in(place + b"/size")
             disk = device_number(read(place + b"/../dev"))
         except FileNotFoundError:
-            raise Failure(
+            raise Gone(
                 "block device {number} is not in {place}: what it is carved from cannot be told "
                 "(is /sys mounted? was the device removed just now?)",
                 number="{}:{}".format(*numbers(rdev)),
@@ -98,7 +111,7 @@ class Stack:
         """Return the pieces of a device that is made of others: by its table where it has one."""
         table: dm.Table = {}
         if exists(place + b"/dm"):
-            found = dm.table(identity[1])
+            found = self._mapper.table(identity[1])
             if found is None:
                 # What a multipath device is made of is carved from it (see _carved_from).
                 self._paths[identity] = members
@@ -113,8 +126,22 @@ class Stack:
             found = self._above[identity] = list(self._on.get(identity, ()))
             if identity[0] == BLOCK:
                 for upper in self._built_on(identity):
-                    found += [piece for piece in self.below(upper) if piece.lower == identity]
+                    try:
+                        found += [piece for piece in self._pieces(upper, identity) if piece.lower == identity]
+                    except Gone:
+                        continue  # since it was listed; what comes meanwhile is published under the lock, so not yet
+                    except OSError as error:
+                        if error.errno not in _GONE:
+                            raise
         return found
+
+    def _pieces(self, upper: "Identity", lower: "Identity") -> "list[Piece]":
+        """Return at least the piece that ``upper`` has of ``lower``, without looking for more than is needed."""
+        if upper in self._below or not self._names.get(upper, b"").startswith(b"dm-"):
+            return self.below(upper)
+        # A volume group may have thousands of volumes: one question each.
+        table = self._mapper.table(upper[1])
+        return [] if table is None else [Piece(upper, lower, table.get(lower[1]))]
 
     def _built_on(self, identity: "Identity") -> "set[Identity]":
         """Return what may be carved from a device: loop devices' files on its file system, partitions, volumes."""
@@ -127,10 +154,18 @@ class Stack:
         found = []
         for name in posix.listdir(place + b"/holders"):
             try:
-                found.append((BLOCK, self._named(name)))
+                found.append((BLOCK, self._mapped(name) if name.startswith(b"dm-") else self._named(name)))
             except FileNotFoundError:
                 continue  # gone since it was listed
         return found
+
+    def _mapped(self, name: bytes) -> int:
+        """Return the number of dm-N, which is N; all device-mapper devices have one major number (dm.c)."""
+        if not self._mapper_major:
+            self._mapper_major = posix.major(self._named(name))
+        rdev = posix.makedev(self._mapper_major, int(name[3:]))
+        self._names[(BLOCK, rdev)] = name
+        return rdev
 
     def _partitions(self, place: bytes) -> "list[Identity]":
         disk = posix.readlink(place).rpartition(b"/")[2]
