@@ -46,19 +46,26 @@ class Result:
 
 @dataclass
 class Host:
-    """One host: where its store listens, and where its script keeps records and locks."""
+    """One host: where its store listens, and where its script keeps records and locks.
+
+    With ``own_domid`` a driver domain: the toolstack writes below /local/domain/<own_domid>, and scripts are
+    clients of ``script_socket``, where the store treats them as that domain.
+    """
 
     directory: Path
     socket: Path
     system: str = "linux"
     own_domid: int = 0
     time_limit: float | None = None
+    script_socket: Path | None = None
+    lock_dir: Path = Path()
     loops: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Write the stub."""
         self.run_dir = self.directory / "run"
-        self.lock_dir = self.directory / "lock"
+        if self.lock_dir == Path():
+            self.lock_dir = self.directory / "lock"
         self.script = self.directory / "block"
         limit = "" if self.time_limit is None else f", time_limit={self.time_limit}"
         self.script.write_text(
@@ -76,7 +83,7 @@ class Host:
 
     def environment(self) -> dict[str, str]:
         """What every client on this host needs."""
-        return {"XENSTORED_PATH": str(self.socket), "PATH": os.environ["PATH"]}
+        return {"XENSTORED_PATH": str(self.script_socket or self.socket), "PATH": os.environ["PATH"]}
 
     def connect(self, seconds: float = 10) -> Connection:
         """A connection of the toolstack's."""
@@ -104,7 +111,7 @@ class Host:
         **more: bytes,
     ) -> "Disk":
         """Write the nodes that libxl writes before it calls the script (I1-I3); None leaves a node out."""
-        relative = backend_path(None, kind.encode(), domid, devid)
+        disk = Disk(self, kind, domid, devid)
         front = b"/local/domain/%d/device/vbd/%d" % (domid, devid)
         nodes: dict[bytes, bytes | None] = {
             b"frontend": front,
@@ -123,8 +130,8 @@ class Host:
         }
         nodes |= {key.replace("_", "-").encode(): value for key, value in more.items()}
         with self.connect() as store:
-            store.write_many([(relative + b"/" + key, value) for key, value in nodes.items() if value is not None])
-        return Disk(self, kind, domid, devid)
+            store.write_many([(disk.path + b"/" + key, value) for key, value in nodes.items() if value is not None])
+        return disk
 
     def disk(self, domid: int, params: bytes | str | Path, mode: str = "w", devid: int = 51712) -> "Disk":
         """A live domain and its vbd, in one step."""
@@ -148,8 +155,8 @@ class Disk:
 
     @property
     def path(self) -> bytes:
-        """Its backend path, relative as libxl gives it."""
-        return backend_path(None, self.kind.encode(), self.domid, self.devid)
+        """Its backend path as the toolstack's connection names it: relative in dom0, as libxl gives it."""
+        return backend_path(self.host.own_domid or None, self.kind.encode(), self.domid, self.devid)
 
     def run(self, command: str, timeout: float = 60, extra: Mapping[str, str] = {}) -> Result:
         """Run the host's script as the toolstack does."""
@@ -157,15 +164,17 @@ class Disk:
         output = process.communicate(timeout=timeout)[0].decode()
         return Result(process.returncode, output, self.nodes())
 
-    def start(self, command: str, extra: Mapping[str, str] = {}) -> "subprocess.Popen[bytes]":
-        """Start the script and return the process; its stdout and stderr are one pipe."""
+    def start(
+        self, command: str, extra: Mapping[str, str] = {}, output: int = subprocess.PIPE
+    ) -> "subprocess.Popen[bytes]":
+        """Start the script and return the process; its stdout and stderr are one pipe, or what ``output`` says."""
         host = self.host
         argv, env = build_invocation(
             host.system, os.fsencode(host.script), command, self.kind.encode(), self.domid, self.devid, host.own_domid
         )
         environment = host.environment() | {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()} | dict(extra)
         return subprocess.Popen(
-            argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
 
     def add(self) -> Result:
@@ -210,7 +219,7 @@ def bound_loops(under: Path | None = None) -> list[str]:
     found = {}
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # released meanwhile
-            found[f"/dev/{path.parts[3]}"] = path.read_text().rstrip("\n")
+            found[f"/dev/{path.parts[3]}"] = os.fsdecode(path.read_bytes()).rstrip("\n")
 
     def ours(name: str) -> bool:
         file = found[name]
