@@ -4,7 +4,7 @@ export PYTHON
 # pytest's arguments: make check PYTEST='tests/engine -x'
 PYTEST ?= tests
 
-.PHONY: help try check lint types test bench check-fuzz check-xen check-xen-short wheel clean
+.PHONY: help try check lint types test bench sharing check-fuzz check-xen check-xen-short wheel clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -30,6 +30,9 @@ test: .setup	## pytest
 
 bench: .setup	## timings beside Xen's stock scripts
 	.venv/bin/python -m bench
+
+sharing: .setup	## every case of who may have what, before Xen's stock script and vbdkit (root, apt)
+	.venv/bin/python -m tests.sharing
 
 check-xen: .setup	## the same on a real Xen under QEMU (root, apt; minutes)
 	.venv/bin/python -m tests.xenrig
