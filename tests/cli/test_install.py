@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Callable
@@ -72,6 +73,34 @@ class TestInstalledScript:
         assert (scripts / "block").read_text().splitlines()[
             -1
         ] == 'start("block", system="freebsd", run_dir=b"/run/a b")'
+
+    def test_carries_the_deadline_and_keeps_to_it(self, command: Run, scripts: Path, tmp_path: Path) -> None:
+        place = ["--run-dir", tmp_path / "run", "--lock-dir", tmp_path / "lock"]
+        done = command("install", "--scripts-dir", scripts, *place, "--deadline", "0.5")
+        assert done.returncode == 0, done.stderr
+        assert "the toolstack kills" not in done.stdout
+        assert (scripts / "block").read_text().rstrip().endswith(", time_limit=0.5)")
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(tmp_path / "store"))
+            silent.listen()
+            environment = {"XENSTORED_PATH": str(tmp_path / "store"), "XENBUS_PATH": "backend/vbd/5/51712"}
+            run = subprocess.run(
+                [scripts / "block", "add"], env=environment, capture_output=True, text=True, timeout=20
+            )
+        assert run.returncode == 1
+        assert "did not answer in time" in run.stderr
+
+    def test_warns_of_a_deadline_that_the_toolstack_does_not_wait_for(self, command: Run, scripts: Path) -> None:
+        done = command("install", "--scripts-dir", scripts, "--deadline", "40")
+        assert done.returncode == 0
+        assert "the toolstack kills a script after 40 s" in done.stdout
+
+    @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon", ""])
+    def test_refuses_a_deadline_that_is_none(self, command: Run, scripts: Path, text: str) -> None:
+        done = command("install", "--scripts-dir", scripts, f"--deadline={text}")
+        assert done.returncode == 2
+        assert "no number of seconds above 0" in done.stderr
+        assert names(scripts) == []
 
     def test_finds_a_package_whose_path_is_not_ascii_in_any_locale(self, safe_folder: Path, scripts: Path) -> None:
         folder = safe_folder / "Lüfter"

@@ -23,7 +23,9 @@ from vbdkit.cli.interpreter import (
 )
 from vbdkit.cli.report import CommandError, Report, shown
 from vbdkit.cli.trust import Distrust, distrusted, distrusted_package
+from vbdkit.engine.script import TIME_LIMIT
 from vbdkit.platform import SYSTEMS, current, load
+from vbdkit.toolstack.script import HOTPLUG_TIMEOUT
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -63,6 +65,7 @@ class Plan:
     system: str | None = None
     run_dir: Path | None = None
     lock_dir: Path | None = None
+    deadline: float | None = None
     trusting: bool = False
 
 
@@ -103,6 +106,13 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument("--system", choices=SYSTEMS, help=f"whose way of calling scripts to follow (here {here})")
     parser.add_argument("--run-dir", type=folder, metavar="DIR", help="where the script keeps a record per disk")
     parser.add_argument("--lock-dir", type=folder, metavar="DIR", help="where scripts that share disks lock")
+    parser.add_argument(
+        "--deadline",
+        type=seconds,
+        metavar="SECONDS",
+        help=f"when the script gives up and says for what it waited ({TIME_LIMIT:g}; below the toolstack's "
+        f"{HOTPLUG_TIMEOUT:g})",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check and tell, change nothing")
     parser.set_defaults(run=run)
 
@@ -112,6 +122,17 @@ def folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name of a folder is empty")
     return Path(os.path.abspath(text))
+
+
+def seconds(text: str) -> float:
+    """Return the number of seconds that an option names, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -125,6 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
         system=None if system == sys.platform else system,  # what hot.start takes it for
         run_dir=arguments.run_dir,
         lock_dir=arguments.lock_dir,
+        deadline=arguments.deadline,
     )
     report = Report()
     install(plan, report, dry_run=arguments.dry_run)
@@ -148,7 +170,14 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
     if as_root:
         for found in distrusted(plan.scripts_dir)[:1]:
             report.item("beware", f"others can replace the script: {shown(found.path)} {found.why}", "yellow")
-    text = stub.Stub(interpreter.shebang, plan.package, plan.system, plan.run_dir, plan.lock_dir).text()
+    if plan.deadline is not None and plan.deadline >= HOTPLUG_TIMEOUT:
+        report.item(
+            "beware",
+            f"the toolstack kills a script after {HOTPLUG_TIMEOUT:g} s and reads no error then; with a deadline of "
+            f"{plan.deadline:g} s nobody will learn what it waited for",
+            "yellow",
+        )
+    text = stub.Stub(interpreter.shebang, plan.package, plan.system, plan.run_dir, plan.lock_dir, plan.deadline).text()
     if dry_run:
         _tell_dry_run(report, plan.scripts_dir, text)
         return

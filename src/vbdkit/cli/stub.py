@@ -4,6 +4,7 @@ There is always a whole script under the name: what was there gets a second name
 overwrites), then rename(2) puts the new one in place. Nothing here judges or reports; callers do.
 """
 
+import ast
 import fcntl
 import os
 import stat
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from vbdkit import __version__
 
@@ -31,6 +33,7 @@ class Stub:
     system: str | None = None
     run_dir: Path | None = None
     lock_dir: Path | None = None
+    deadline: float | None = None
 
     def text(self) -> bytes:
         """Return the script."""
@@ -40,6 +43,7 @@ class Stub:
                 ("system", self.system),
                 ("run_dir", os.fsencode(self.run_dir) if self.run_dir else None),
                 ("lock_dir", os.fsencode(self.lock_dir) if self.lock_dir else None),
+                ("time_limit", self.deadline),
             )
             if value is not None
         )
@@ -58,7 +62,7 @@ class Stub:
         return self.shebang + b"\n" + "\n".join(lines).encode("ascii") + b"\n"
 
 
-def _literal(value: str | bytes) -> str:
+def _literal(value: str | bytes | float) -> str:
     text = repr(value)
     return text if '"' in text else text.replace("'", '"')
 
@@ -73,6 +77,18 @@ def is_ours(path: Path) -> bool:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return False
         return file.read(1024).partition(b"\n")[2].startswith(_MARKER)
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """Return what a script of ours is told beyond main's defaults; nothing where there is none."""
+    if not is_ours(path):
+        return {}
+    try:
+        calls = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)]
+        (call,) = [one for one in calls if isinstance(one.func, ast.Name) and one.func.id == "start"]
+        return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (OSError, ValueError, SyntaxError):
+        return {}
 
 
 def there(path: Path) -> bool:

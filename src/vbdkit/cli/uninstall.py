@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vbdkit.cli import stub
 from vbdkit.cli.install import default_scripts_dir, folder
 from vbdkit.cli.report import CommandError, Report, shown
-from vbdkit.engine.script import RUN_DIR
+from vbdkit.engine.record import RUN_DIR
 from vbdkit.platform import current
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def uninstall(scripts_dir: Path, report: Report) -> None:
         elif not stub.there(block):
             way_out = ["was it installed elsewhere? vbdkit uninstall --scripts-dir DIR"]
         raise CommandError(f"{shown(block)} {what}; nothing to take away", way_out)
-    run_dir = _run_dir(block.read_bytes())
+    run_dir = Path(os.fsdecode(stub.settings(block).get("run_dir") or RUN_DIR))
     try:
         brought_back = stub.restore(scripts_dir)
     except OSError as error:
@@ -91,9 +90,3 @@ def uninstall(scripts_dir: Path, report: Report) -> None:
             "disks that vbdkit attached; detach them, or install again",
             "yellow",
         )
-
-
-def _run_dir(text: bytes) -> Path:
-    """Where the script kept its records: what it was told, or the default."""
-    found = re.search(rb'run_dir=b"([^"\\]+)"', text)
-    return Path(os.fsdecode(found[1] if found else RUN_DIR))

@@ -22,13 +22,13 @@ class File(Datapath):
 
     def attach(self, run: "Run", target: "Target", mode: "Mode") -> "Backing":
         """Bind the file."""
-        backing: Backing = run.platform.bind(target, mode.writable, run.vbd.name, run.deadline)
+        backing: Backing = run.platform.bind(target, mode.writable, run.records.owner(run.vbd.name), run.deadline)
         return backing
 
     def detach(self, run: "Run", made: "dict[str, str]") -> str:
         """Release what was bound, if it still is this vbd's."""
         try:
-            done: str = run.platform.unbind(made, run.vbd.name)
+            done: str = run.platform.unbind(made, run.records.owner(run.vbd.name))
         except ValueError:
             raise run.records.unreadable(run.vbd.name, "its numbers are none") from None
         return done

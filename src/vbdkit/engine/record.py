@@ -15,6 +15,7 @@ from vbdkit.engine.flock import at, close, free, wait
 from vbdkit.protocol.failure import Failure
 
 VERSION = "vbdkit 1"
+RUN_DIR = b"/run/vbdkit"
 # How a record is named before it is whole.
 NEW = b".new"
 # Not through a link, and without waiting for the other end of a FIFO that stands in a record's place.
@@ -35,6 +36,17 @@ class Records:
     def path(self, name: str) -> bytes:
         """Return the path of a vbd's record (``Vbd.name``)."""
         return self.directory + b"/" + name.encode("ascii")
+
+    def owner(self, name: str) -> str:
+        """Return by which name a vbd labels what it makes.
+
+        Where the records are not in the usual place, that place is part of it: what one installation has made is
+        none of another's business.
+        """
+        if self.directory == RUN_DIR:
+            return name
+        place = posix.stat(self.directory)
+        return f"{name}@{place.st_dev:x}:{place.st_ino:x}"
 
     def take(self, name: str, deadline: float) -> "Record | None":
         """Return a vbd's record, held until it is closed, or None where there is none.
@@ -71,8 +83,11 @@ class Records:
                 if fd >= 0:
                     close(fd)
 
-    def begin(self, name: str, facts: "dict[str, str]") -> "Record":
-        """Write a new record in one step and return it, held and open for what is to be added. Raises Failure."""
+    def begin(self, name: str, facts: "dict[str, str]", first: bool = False) -> "Record":
+        """Write a new record in one step and return it, held and open for what is to be added.
+
+        Takes the place of an older one, unless it has to be the ``first``. Raises Failure, Busy.
+        """
         path = self.path(name)
         fresh = path + NEW
         try:
@@ -92,7 +107,11 @@ class Records:
                 if status.st_size:  # a kill has left one
                     posix.ftruncate(fd, 0)
                 _write(fd, f"{VERSION}\n{_lines(facts)}")
-                posix.rename(fresh, path)
+                if first:
+                    posix.link(fresh, path)
+                    posix.unlink(fresh)
+                else:
+                    posix.rename(fresh, path)
             except OSError:
                 close(fd)
                 posix.unlink(fresh)

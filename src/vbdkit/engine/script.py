@@ -12,7 +12,7 @@ import time
 from vbdkit import platform
 from vbdkit.engine import publish
 from vbdkit.engine.guard import Guard
-from vbdkit.engine.record import Records
+from vbdkit.engine.record import RUN_DIR, Records
 from vbdkit.protocol.failure import Failure, printable, shown
 from vbdkit.protocol.invocation import ADD, InvocationError, parse_invocation
 from vbdkit.xenstore.client import Connection, StoreError
@@ -34,7 +34,6 @@ _OVERDUE = 1.5
 # Seconds that a full pipe in the place of stderr is waited for.
 _PATIENCE = 1.0
 
-RUN_DIR = b"/run/vbdkit"
 LOCK_DIR = b"/var/run/xen-hotplug"
 
 

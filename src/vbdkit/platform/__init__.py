@@ -6,6 +6,8 @@ Each system is a package here that has:
     open what the user named (vbdkit.platform.target).
 ``plan(target) -> dict``, ``bind(target, writable, owner, deadline) -> Backing``, ``unbind(made, owner) -> str``
     make a plain file into what the driver opens, and take that back. ``made`` is text that a record keeps.
+``owned() -> list[(owner, made)]``, ``made_device(made, owner) -> (path, identity) | None``
+    all that is bound on this host by vbdkit, and the one that a record speaks of.
 ``device(target, writable) -> Backing``
     the same for a device, which needs nothing made.
 ``chain(target) -> Chain``, ``local_users(chain, target) -> list[User]``, ``explain(chain)``

@@ -4,7 +4,8 @@ import posix
 import sys
 
 from vbdkit.datapaths import load
-from vbdkit.engine.script import LOCK_DIR, RUN_DIR, TIME_LIMIT, main_environment, run
+from vbdkit.engine.record import RUN_DIR
+from vbdkit.engine.script import LOCK_DIR, TIME_LIMIT, main_environment, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -23,8 +23,10 @@ __all__ = [
     "explain",
     "identify",
     "local_users",
+    "made_device",
     "nodes",
     "open_target",
+    "owned",
     "plan",
     "published",
     "unbind",
@@ -55,6 +57,16 @@ def bind(target: Target, writable: bool, owner: str, deadline: float) -> Backing
 def unbind(made: "dict[str, str]", owner: str) -> str:
     """Undo nothing: nothing was made."""
     return ""
+
+
+def owned() -> "list[tuple[str, dict[str, str]]]":
+    """Nothing is made."""
+    return []
+
+
+def made_device(made: "dict[str, str]", owner: str) -> "tuple[bytes, tuple[int, int]] | None":
+    """Nothing is made."""
+    return None
 
 
 def unbind_unlabelled(node: bytes, identity: "tuple[int, int] | None", params: bytes) -> str:

@@ -26,8 +26,10 @@ __all__ = [
     "explain",
     "identify",
     "local_users",
+    "made_device",
     "nodes",
     "open_target",
+    "owned",
     "plan",
     "published",
     "unbind",
@@ -90,6 +92,37 @@ def unbind(made: "dict[str, str]", owner: str) -> str:
         if free is not None:
             done.append(f"/dev/loop{number} " + ("released" if free else "goes when its last user closes it"))
     return ", ".join(done)
+
+
+def owned() -> "list[tuple[str, dict[str, str]]]":
+    """Return all that vbdkit has made on this host: whose it is, and what a record of it says."""
+    return [
+        (
+            loop.owner.decode("ascii", "replace"),
+            {
+                "datapath": FILE,
+                "target": loops.backing_name(loop.number).decode("utf-8", "surrogateescape"),
+                "mode": "r" if loop.read_only else "w",
+                "file": _backing(loop),
+                "loop": str(loop.number),
+            },
+        )
+        for loop in loops.owned()
+    ]
+
+
+def _backing(loop: "loops.Loop") -> str:
+    device, inode = loop.backing
+    return f"{device} {inode}"
+
+
+def made_device(made: "dict[str, str]", owner: str) -> "tuple[bytes, tuple[int, int]] | None":
+    """Return path and identity of what a record says was made, if it is there and still the owner's."""
+    for loop in loops.owned():
+        noted = made.get("loop", str(loop.number)) == str(loop.number)
+        if loop.owner == owner.encode("ascii") and noted and made.get("file") == _backing(loop):
+            return loop.path, block_identity(loop.rdev)
+    return None
 
 
 def unbind_unlabelled(node: bytes, identity: "tuple[int, int]", params: bytes) -> str:

@@ -124,6 +124,11 @@ def bound() -> "list[Loop]":
     return found
 
 
+def owned() -> "list[Loop]":
+    """Return the loop devices that vbdkit has made. Raises OSError."""
+    return [loop for loop in bound() if loop.owner]
+
+
 def bind(fd: int, owner: str, deadline: float) -> Loop:
     """Bind a free loop device to the open file ``fd``, read-only where that descriptor is.
 
