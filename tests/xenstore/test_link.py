@@ -282,8 +282,14 @@ def test_a_list_that_changes_while_its_parts_are_read_is_read_anew() -> None:
 
 @contextlib.contextmanager
 def device(store: Path, pieces: int) -> Iterator[tuple[DeviceLink, list[bytes]]]:
-    """A descriptor like xenbus: a write is a packet, reads give ``pieces`` bytes at most; and all writes."""
+    """A descriptor like xenbus: a write is a packet, reads give ``pieces`` bytes at most; and all writes.
+
+    Fails at the end where a write came before the reply to the one before: Linux would mix the two.
+    """
     writes: list[bytes] = []
+    early: list[bytes] = []
+    answers: list[int] = []
+    decoder = codec.Decoder()
     kernel, user = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def relay(receive: Callable[[], bytes], send: Callable[[bytes], object]) -> None:
@@ -295,10 +301,15 @@ def device(store: Path, pieces: int) -> Iterator[tuple[DeviceLink, list[bytes]]]
         daemon.connect(str(store))
 
         def up(data: bytes) -> None:
+            early.extend([data] if len(answers) < len(writes) else [])
             writes.append(data)
             daemon.sendall(data)
 
-        down = threading.Thread(target=relay, args=(lambda: daemon.recv(pieces), kernel.send))
+        def answer(data: bytes) -> None:
+            answers.extend(op for op, *_ in decoder.feed(data) if op != codec.WATCH_EVENT)
+            kernel.send(data)
+
+        down = threading.Thread(target=relay, args=(lambda: daemon.recv(pieces), answer))
         along = threading.Thread(target=relay, args=(lambda: kernel.recv(1 << 17), up))
         down.start()
         along.start()
@@ -310,6 +321,7 @@ def device(store: Path, pieces: int) -> Iterator[tuple[DeviceLink, list[bytes]]]
             along.join()
             daemon.shutdown(socket.SHUT_RDWR)
             down.join()
+    assert not early
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 16, 4096])

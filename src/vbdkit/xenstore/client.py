@@ -374,7 +374,7 @@ class Connection:
         raise StoreError("ETIMEDOUT", "list", path, "it changed each time while its parts were read")
 
     def _exchange(self, requests: "Replies", tx: int) -> "Replies":
-        """Send requests in one batch and return their (operation, payload) replies in order."""
+        """Send requests, in one batch if the link bears it; return their (operation, payload) replies in order."""
         if self._broken is not None:
             raise StoreError(self._broken[0], "use this connection", None, self._broken[1])
         if not requests:
@@ -390,14 +390,18 @@ class Connection:
         replies: Replies = []
         wanted = len(requests)
         ids = first
+        batches = [packets] if self._link.pipelines else [[packet] for packet in packets]
+        asked = 0
         try:
-            for piece in self._link.send(packets, self.deadline):
-                ids = self._take(piece, replies, ids)
-            while len(replies) < wanted:
-                missing = self._decoder.missing()
-                # Each reply has a header at least; past that nothing is sure.
-                least = missing + (wanted - len(replies) - 1) * codec.HEADER_SIZE
-                ids = self._take(self._link.receive(self.deadline, least), replies, ids)
+            for batch in batches:
+                asked += len(batch)
+                for piece in self._link.send(batch, self.deadline):
+                    ids = self._take(piece, replies, ids)
+                while len(replies) < asked:
+                    missing = self._decoder.missing()
+                    # Each reply has a header at least; past that nothing is sure.
+                    least = missing + (asked - len(replies) - 1) * codec.HEADER_SIZE
+                    ids = self._take(self._link.receive(self.deadline, least), replies, ids)
             if len(replies) > wanted:
                 raise OSError(errno.EPROTO, "more replies than requests")
         except OSError as error:

@@ -104,6 +104,7 @@ class SocketLink:
     """
 
     __slots__ = ("_slice", "_sock")
+    pipelines = True  # requests may be sent before the replies to earlier ones have come
 
     def __init__(self, sock: "_socket.socket") -> None:
         self._sock = sock
@@ -202,12 +203,16 @@ class SocketLink:
 class DeviceLink:
     """The kernel's xenbus device: a packet is one write, replies are read in whatever pieces the kernel gives.
 
+    One request at a time: Linux (since 4.11) leaves a request in the descriptor's one buffer until a kernel thread
+    sends it (xenbus_dev_request_and_reply); a write before its reply has come puts the next one's words into it.
+
     Waiting for a reply is done with poll. NetBSD's device is always "ready" and then waits in read; there a
     request's reply is complete when its write returns, so only waiting for watch events is unbounded. A write
     cannot be given a deadline: kernels answer it at once.
     """
 
     __slots__ = ("_fd", "_poll")
+    pipelines = False
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
