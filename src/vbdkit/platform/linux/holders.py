@@ -8,7 +8,7 @@ import posix
 from vbdkit.platform.linux.kernel import device_folder, device_number, read
 from vbdkit.platform.linux.mounts import companions, mounts_of
 from vbdkit.platform.linux.names import device_name
-from vbdkit.storage.chain import ABOVE, BLOCK, ITSELF, Chain, Link
+from vbdkit.storage.chain import ABOVE, BLOCK, Chain, Link
 from vbdkit.storage.sharing import EXCLUSIVE, MEMBER, MOUNT, User
 
 TYPE_CHECKING = False
@@ -39,9 +39,9 @@ def holders_of(chain: Chain, held: "list[Link]", known: "list[User]") -> "list[U
 
 
 def _carries(chain: Chain, rdev: int) -> bool:
-    """Whether the target is carved from this device."""
+    """Whether this device is the target (a multipath device holds its paths), or what the target is carved from."""
     link = chain.links.get((BLOCK, rdev))
-    return link is not None and link.place not in (ITSELF, ABOVE)
+    return link is not None and link.place != ABOVE
 
 
 def _member(link: Link, upper: int) -> User:
