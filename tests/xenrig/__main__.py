@@ -4,8 +4,11 @@ Builds the rig if it is not built, makes a wheel of this checkout, installs it i
 the cases (cases.py). Every check prints a line; the last line is "N passed, N failed". The exit status is 1 if any
 failed.
 
+The short form boots a small image; whatever is beyond it boots one with LVM, md, DRBD and the like in dom0.
+
 Where the rig cannot be built (not root, no apt, no network) it says so and ends with 0; with CI=true in
-the environment that is a failure. $RIG names the cache, by default ~/.cache/vbdkit-xenrig (2 GB).
+the environment that is a failure. $RIG names the cache, by default ~/.cache/vbdkit-xenrig (5 GB, 2 GB with the small
+image only).
 """
 
 import argparse
@@ -74,10 +77,15 @@ def main() -> int:
     cache = Path(os.environ.get("RIG") or Path.home() / ".cache/vbdkit-xenrig")
     cache.mkdir(parents=True, exist_ok=True)
     tally = Tally()
+    if set(names) <= set(SHORT):
+        home, packages = cache, []
+    else:
+        home, packages = cache / "storage", build.STORAGE_PACKAGES
+        home.mkdir(exist_ok=True)
     together = [name for name in names if name not in OWN_MACHINE]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            build.ensure_built(cache)
+            build.ensure_built(home, packages)
             wheel = None if options.stock else _wheel(Path(folder))
         except build.CannotBuild as reason:
             print(f"skipped: {reason}")
@@ -86,10 +94,10 @@ def main() -> int:
             print(f"failed: {reason}")
             return 1
         if together:
-            _run(tally, Rig(cache, xenstored=options.xenstored), together, wheel, cache / "logs")
+            _run(tally, Rig(home, xenstored=options.xenstored), together, wheel, cache / "logs")
         for name in names:
             if name in OWN_MACHINE:
-                big = Rig(cache, xenstored=options.xenstored, memory=8192, cold=True)
+                big = Rig(home, xenstored=options.xenstored, memory=8192, cold=True)
                 _run(tally, big, [name], wheel, cache / "logs" / name)
     return _summary(tally, cache / "logs")
 

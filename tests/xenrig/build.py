@@ -1,9 +1,10 @@
 """Makes what the rig boots: Xen, a dom0 kernel and root file system, a guest kernel and its initramfs.
 
-Everything is Debian bookworm's own, unpatched, straight from the host's mirrors. Under `cache`:
+Everything is Debian bookworm's own, unpatched, straight from the host's mirrors. An image is made with or without
+STORAGE_PACKAGES, under a `cache` of its own:
 
     image/xen, image/vmlinux, image/initrd     what QEMU is given to boot
-    image/dom0.img                             dom0's root file system, the guest's kernel in /rigguest
+    image/dom0.img                             dom0's root file system, kernels and initramfs for guests in /rigguest
     image/stamp                                what it was made from; another stamp here means: build again
 """
 
@@ -32,6 +33,9 @@ HOST_PACKAGES = {
 EXTRA_HOST_PACKAGES = ["seabios"]
 DOM0_PACKAGES = ["linux-image-amd64", "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xenstore-utils"]
 DOM0_PACKAGES += ["python3-minimal", "libpython3-stdlib", "udev", "busybox-static", "e2fsprogs", "kmod", "procps"]
+# What dom0's storage cases need on top; the image that CI boots does without.
+STORAGE_PACKAGES = ["lvm2", "thin-provisioning-tools", "mdadm", "cryptsetup-bin", "drbd-utils", "fdisk"]
+STORAGE_PACKAGES += ["qemu-utils", "qemu-system-xen"]
 # Dead weight in the image: documentation, and drivers of hardware that QEMU does not show us.
 LEFT_OUT = [f"/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")] + [
     f"/lib/modules/*/kernel/{part}/*" for part in ("drivers/net", "drivers/gpu", "drivers/media", "sound")
@@ -48,31 +52,32 @@ class CannotBuild(Exception):
     """The machine lacks what the rig needs and cannot be given it; the message is one line for people."""
 
 
-def stamp() -> str:
-    """What the image is made from, as one hash: this module and the scripts in guest/."""
+def _stamp(packages: list[str]) -> str:
+    """What the image is made from, as one hash: this module, the scripts in guest/, more packages."""
     parts = [Path(__file__), *sorted(GUEST.iterdir())]
-    return hashlib.sha256(b"\0".join(part.name.encode() + b"\0" + part.read_bytes() for part in parts)).hexdigest()
+    made = [part.name.encode() + b"\0" + part.read_bytes() for part in parts]
+    return hashlib.sha256(b"\0".join(made + [package.encode() for package in packages])).hexdigest()
 
 
-def ensure_built(cache: Path) -> None:
-    """Install the host's packages and build the image, as far as that has not been done.
+def ensure_built(cache: Path, packages: list[str]) -> None:
+    """Install the host's packages and build the image with `packages` in dom0, as far as that has not been done.
 
     Raises CannotBuild where it is not possible here.
     """
     _host_packages()
     image = cache / "image"
     made_from = image / "stamp"
-    if made_from.exists() and made_from.read_text() == stamp():
+    if made_from.exists() and made_from.read_text() == _stamp(packages):
         return
     began = time.monotonic()
-    print("building Debian's Xen, dom0 and guest (a minute)", flush=True)
+    print("building Debian's Xen, dom0 and guest (a minute or two)", flush=True)
     shutil.rmtree(image, ignore_errors=True)
     image.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="rootfs.") as root:
-        _root_file_system(Path(root))
+        _root_file_system(Path(root), DOM0_PACKAGES + packages)
         _boot_files(Path(root), image)
         _disk_image(Path(root), image / "dom0.img")
-    made_from.write_text(stamp())
+    made_from.write_text(_stamp(packages))
     print(f"built in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -106,8 +111,8 @@ def _mirrors() -> Iterator[str]:
     yield f"deb {sites.get(security, 'http://deb.debian.org/debian-security')} {security} main"
 
 
-def _root_file_system(root: Path) -> None:
-    command = ["mmdebstrap", "--mode=root", "--quiet", "--variant=minbase", f"--include={','.join(DOM0_PACKAGES)}"]
+def _root_file_system(root: Path, packages: list[str]) -> None:
+    command = ["mmdebstrap", "--mode=root", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
     command += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT)]
     command += [f"--essential-hook={NO_INITRAMFS}", SUITE, str(root), *_mirrors()]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -126,7 +131,9 @@ def _boot_files(root: Path, image: Path) -> None:
     guest.mkdir()
     (guest / "vmlinux").write_bytes(vmlinux)
     _initramfs(root, kernel, "domu-init", ["xen-blkfront", "ext4"], guest / "initrd")
-    for name in ("rig-init", "rig-agent"):
+    modules = ["xen-blkfront", "ext4", "overlay"]
+    _initramfs(root, kernel, "driver-initramfs-init", modules, guest / "driver-initrd")
+    for name in ("rig-init", "rig-agent", "driver-init"):
         shutil.copy(GUEST / name, root / "sbin" / name)
     (root / "rig").mkdir()
 

@@ -7,7 +7,8 @@ Time in there is counted in instructions, 250 million of them a second (QEMU's i
 host's: however busy the host is, a time limit of libxl ends after the same amount of work, as on a slow real machine.
 
 The host and dom0 talk over two virtio serial ports (guest/rig-agent) and two raw disks: files go in as a tar on
-/dev/vdb, what the command leaves in /rig/out comes back as a tar on /dev/vdc.
+/dev/vdb, what the command leaves in /rig/out comes back as a tar on /dev/vdc. /dev/vdd is dom0's root file system as
+it was built, read-only: a driver domain boots from it.
 """
 
 import fcntl
@@ -28,8 +29,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import build
-
 EXCHANGE_BYTES = 1 << 30  # size of the two raw disks; sparse files
 BOOT_LIMIT = 300  # seconds until dom0 must be up; it takes about 30 on two idle cores
 # -smap: QEMU 7.2 faults on an IRET from ring 3 to ring 3 with SMAP on, which is what PV kernels do.
@@ -49,7 +48,9 @@ class RigError(Exception):
 
 
 class Rig:
-    """A way to boot dom0: `memory` in MB for Xen as a whole, `xenstored` as in rig.xenstored= (guest/rig-init).
+    """A way to boot dom0 from the image in `cache`, where the machine's state is kept as well.
+
+    `memory` is in MB, for Xen as a whole; `xenstored` as in rig.xenstored= (guest/rig-init).
 
     `cold` boots for every run and keeps no machine state: for kinds of machine that are rarely used.
     """
@@ -127,7 +128,14 @@ class Rig:
         """What kept state depends on: the image, the options, the host's CPU and QEMU."""
         cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
         qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
-        parts = [build.stamp(), Path(__file__).read_text(), cpu, qemu, self.linux, str(self.memory)]
+        parts = [
+            (self.image / "stamp").read_text(),
+            Path(__file__).read_text(),
+            cpu,
+            qemu,
+            self.linux,
+            str(self.memory),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @contextmanager
@@ -160,6 +168,8 @@ class Rig:
         for number, (path, kind) in enumerate([(disk, "qcow2"), (to_dom0, "raw"), (from_dom0, "raw")]):
             command += ["-drive", f"file={path},format={kind},if=none,id=d{number},cache=unsafe"]
             command += ["-device", f"virtio-blk-pci,drive=d{number}"]
+        command += ["-drive", f"file={self.image / 'dom0.img'},format=raw,if=none,id=root,readonly=on"]
+        command += ["-device", "virtio-blk-pci,drive=root"]
         command += ["-device", "virtio-serial-pci"]
         for channel, end in theirs.items():
             command += ["-chardev", f"socket,id={channel},fd={end.fileno()}"]
