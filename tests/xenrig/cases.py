@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from . import sharing
 from .harness import (
     ANSWER,
     MARKER,
@@ -254,6 +255,15 @@ CASES: dict[str, Case] = {
     "attach": attach_detach,
     "pygrub": pygrub,
     "save": save_restore,
+    "partitions": sharing.partitioned,
+    "dm": sharing.device_mapper,
+    "multipath": sharing.multipath,
+    "lvm": sharing.lvm,
+    "md": sharing.raid,
+    "crypt": sharing.encrypted,
+    "nbd": sharing.network_block_device,
+    "drbd": sharing.replicated,
+    "dom0": sharing.dom0s_own,
     "storm": storm,
 }
 SHORT = ("file", "refused")

@@ -8,14 +8,14 @@ Without a wheel, Xen's own scripts stay. dom0 has no pip: a wheel is a zip file 
 import argparse
 import os
 import sys
+import time
 import traceback
 import zipfile
 from pathlib import Path
 
 from .cases import CASES
-from .harness import Verdicts, run
+from .harness import LIBRARY, Verdicts, run
 
-LIBRARY = Path("/usr/lib/vbdkit")
 PYTHON = "/usr/bin/python3"
 
 
@@ -41,11 +41,13 @@ def main() -> int:
     failed = 0
     for name in options.case:
         check = Verdicts(name)
+        began = time.monotonic()
         try:
             CASES[name](check)
         except Exception as error:  # whatever it is, the other cases can still run
             traceback.print_exc()
             check("ran to its end", False, f"{type(error).__name__}: {error}")
+        print(f"     {name}: {time.monotonic() - began:.0f} s of dom0's time", flush=True)
         failed += check.failed
         if check.failed:
             _start_over()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 XVDA = 51712  # devid of the first disk (xen-vbd-interface)
+XVDB = 51728
 MARKER = "written-by-dom0!"  # 16 bytes at the start of every disk
 ANSWER = "WRITTEN-BY-GUEST"  # 16 bytes that the guest leaves at sector 8
 # What a guest runs to read the marker and leave its answer on /dev/xvda; it waits a while for dom0 to look.
@@ -21,6 +22,7 @@ READ_AND_ANSWER = (
     f"{READ}; printf {ANSWER} | dd of=/dev/xvda bs=512 seek=8 conv=fsync 2>/dev/null && echo domU: wrote; sleep 3"
 )
 SCRIPTS = Path("/etc/xen/scripts")
+LIBRARY = Path("/usr/lib/vbdkit")  # where dom0.py puts the wheel's packages
 LOCK = Path("/run/xen-hotplug/block")  # S4: gone when nobody holds it
 RECORDS = Path("/run/vbdkit")
 
@@ -70,13 +72,13 @@ def backend(domid: int, devid: int) -> str:
     return f"/local/domain/0/backend/vbd/{domid}/{devid}"
 
 
-def image(path: str, marker: str = MARKER) -> Path:
-    """A sparse disk image of 16 MB that begins with `marker`."""
+def image(path: str, marker: str = MARKER, mib: int = 16) -> Path:
+    """A sparse disk image that begins with `marker`."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as writer:
         writer.write(marker.encode())
-        writer.truncate(16 << 20)
+        writer.truncate(mib << 20)
     return file
 
 
@@ -167,6 +169,75 @@ class Guest:
         self.gone()
 
 
+class Neighbour(Guest):
+    """A running guest that is given one disk after another as its xvdb, and says on its console how each begins."""
+
+    def __init__(self, name: str, lines: list[str] | None = None):
+        look = "n=$(dd if=/dev/xvdb bs=16 count=1 2>/dev/null || echo none)"
+        super().__init__(
+            name, [], f'while :; do {look}; [ "$n" = "$o" ] || echo "domU: xvdb $n"; o=$n; sleep 0.5; done', lines
+        )
+
+    def attach(self, disk: Path | str, access: str = "w", more: str = "") -> tuple[int, str]:
+        """xl block-attach: its status and output. `more` is more of xl's disk specification, with a comma behind."""
+        return run("xl", "block-attach", self.name, f"{more}format=raw,vdev=xvdb,access={access},target={disk}")
+
+    def detach(self) -> tuple[int, str]:
+        """xl block-detach, which libxl wants after a failed block-attach as well."""
+        return run("xl", "block-detach", self.name, "xvdb")
+
+    @contextmanager
+    def having(self, check: Verdicts, disk: Path | str, access: str = "w", reads: bool = False) -> Iterator[None]:
+        """Give it the disk for a while; with `reads` True, see that the guest reads MARKER at its start."""
+        seen = self.console().count(f"xvdb {MARKER}")
+        status, output = self.attach(disk, access)
+        check(f"{self.name} gets {disk} ({access})", status == 0, output)
+        if status == 0 and reads:
+            found = wait(lambda: self.console().count(f"xvdb {MARKER}") > seen, 60)
+            check(f"{self.name} reads it", found, self.console()[-300:])
+        # A frontend that is still connecting makes the detach fail.
+        wait(lambda: status != 0 or node(f"{backend(self.domid, XVDB)}/state") == "4")
+        try:
+            yield
+        finally:
+            status, output = self.detach()
+            check(f"{self.name} gives {disk} back", status == 0, output)
+
+    def may_have(self, check: Verdicts, disk: Path | str, access: str = "w") -> None:
+        """See that it would be given the disk."""
+        with self.having(check, disk, access):
+            pass
+
+    def may_not_have(self, check: Verdicts, disk: Path | str, *words: str, access: str = "w") -> None:
+        """See that it is refused the disk with one sentence in which each of `words` (regular expressions) is found."""
+        status, output = self.attach(disk, access)
+        check(f"{self.name} is refused {disk} ({access})", status != 0, "it has it")
+        if status:
+            said = re.search(r"script: (.*)", output)
+            sentence = said[1] if said else ""
+            print(f"     xl says: {sentence}")
+            missing = [word for word in words if not re.search(word, sentence)]
+            check(f"{self.name} is told of {', '.join(words)}", bool(said) and not missing, output)
+        # Until its frontend has seen the backend, libxl would wait in vain for it to close.
+        frontend = f"/local/domain/{self.domid}/device/vbd/{XVDB}/state"
+        wait(lambda: node(frontend) in ("3", "4"))
+        status, output = self.detach()
+        check(f"{self.name} is rid of it", status == 0, output)
+
+
+def neighbours() -> list[Neighbour]:
+    """The guests alice and bob: booted once, for all cases that only attach and detach."""
+    for guest in _neighbours:
+        if not guest.running():
+            status, output = guest.create()
+            if status or not guest.says("domU: xvdb none", 120):
+                raise RuntimeError(f"{guest.name} does not come up: {output}")
+    return _neighbours
+
+
+_neighbours = [Neighbour("alice"), Neighbour("bob")] if Path("/proc/xen/privcmd").exists() else []
+
+
 def leftovers(ours: set[str]) -> list[str]:
     """Whatever a disk may leave behind: loop devices other than `ours`, backend nodes, records, the lock file."""
     found = [f"{device} -> {file}" for device, file in loops().items() if device not in ours]
@@ -195,10 +266,28 @@ def traced_script() -> Iterator[tuple[str, Path]]:
     script.write_text(
         "#!/bin/sh\n"
         'rest=${XENBUS_PATH#backend/vbd/}; echo "$1 ${rest%/*} ${rest#*/}" >>' + str(log) + "\n"
-        f'exec {SCRIPTS}/block "$@"\n'
+        f'{SCRIPTS}/block "$@"\n'
+        "status=$?\n"
+        f'[ "$1 $status" = "add 0" ] && [ -e {_HOLD} ] && touch {_HELD}\n'
+        f"while [ -e {_HELD} ]; do sleep 0.2; done\n"
+        "exit $status\n"
     )
     script.chmod(0o755)
     try:
         yield script.name, log
     finally:
         script.unlink()
+
+
+_HOLD, _HELD = Path("/tmp/hold"), Path("/tmp/held")
+
+
+@contextmanager
+def held_after_add() -> Iterator[Path]:
+    """A traced script that has added a disk does not end before this does; then the file that this gives is there."""
+    _HOLD.touch()
+    try:
+        yield _HELD
+    finally:
+        _HOLD.unlink()
+        _HELD.unlink(missing_ok=True)
