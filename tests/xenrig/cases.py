@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import sharing
+from . import domains, sharing
 from .harness import (
     ANSWER,
     MARKER,
@@ -255,6 +255,9 @@ CASES: dict[str, Case] = {
     "attach": attach_detach,
     "pygrub": pygrub,
     "save": save_restore,
+    "migrate": domains.migration,
+    "qdisk": domains.qemu_disk,
+    "driver": domains.driver_domain,
     "partitions": sharing.partitioned,
     "dm": sharing.device_mapper,
     "multipath": sharing.multipath,

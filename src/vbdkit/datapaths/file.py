@@ -22,8 +22,7 @@ class File(Datapath):
 
     def attach(self, run: "Run", target: "Target", mode: "Mode") -> "Backing":
         """Bind the file."""
-        owner = run.records.owner(run.vbd.name)
-        backing: Backing = run.platform.bind(target, mode.writable, owner, run.deadline, run.note)
+        backing: Backing = run.platform.bind(target, mode.writable, run.records.owner(run.vbd.name), run.deadline)
         return backing
 
     def detach(self, run: "Run", made: "dict[str, str]") -> str:

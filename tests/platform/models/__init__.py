@@ -1,1 +1,0 @@
-"""Models of FreeBSD and NetBSD for tests on Linux: their programs as real executables, and a /dev of their own."""
