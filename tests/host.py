@@ -59,6 +59,8 @@ class Host:
     time_limit: float | None = None
     script_socket: Path | None = None
     lock_dir: Path = Path()
+    # Settings of the stub that only this system has.
+    settings: dict[str, bytes] = field(default_factory=dict)
     loops: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class Host:
             self.lock_dir = self.directory / "lock"
         self.script = self.directory / "block"
         limit = "" if self.time_limit is None else f", time_limit={self.time_limit}"
+        limit += "".join(f", {name}={value!r}" for name, value in self.settings.items())
         self.script.write_text(
             f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, {str(SOURCE)!r})\n"
             "from vbdkit.hot import start\n"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -56,12 +57,27 @@ def real_store(kind: str, rundir: Path) -> Iterator[Store]:
     """Run C xenstored ("c") or oxenstored ("o") in ``rundir``; its socket is ``rundir/socket``."""
     pid = int(realstore("start", *(["-o"] if kind == "o" else []), rundir))
     try:
+        _until_it_listens(rundir / "socket")
         yield Store(kind, rundir / "socket", pid)
     finally:
         try:
             os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
             pass
+
+
+def _until_it_listens(path: Path) -> None:
+    """Its socket has a name before it takes connections."""
+    end = time.monotonic() + 20
+    while True:
+        with socket.socket(socket.AF_UNIX) as sock:
+            try:
+                sock.connect(os.fspath(path))
+            except ConnectionRefusedError:
+                assert time.monotonic() < end, f"{path} refuses connections"
+            else:
+                return
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ class File(Datapath):
 
     def attach(self, run: "Run", target: "Target", mode: "Mode") -> "Backing":
         """Bind the file."""
-        backing: Backing = run.platform.bind(target, mode.writable, run.records.owner(run.vbd.name), run.deadline)
+        owner = run.records.owner(run.vbd.name)
+        backing: Backing = run.platform.bind(target, mode.writable, owner, run.deadline, run.note)
         return backing
 
     def detach(self, run: "Run", made: "dict[str, str]") -> str:

@@ -57,6 +57,12 @@ def add(run: "Run") -> None:
         made = datapath.plan(run, target)
         run.guard.hold()  # until the failure of what follows would be undone
         record = run.records.begin(vbd.name, facts | made)
+
+        def note(facts: "dict[str, str]") -> None:
+            made.update(facts)
+            record.add(facts)
+
+        run.note = note
         try:
             run.guard.resume()
             run.doing = "attaching", params

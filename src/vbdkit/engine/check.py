@@ -61,5 +61,5 @@ def examine(
     users = guests_of(store, root, own, platform, chain)
     if users:
         describe(store, users)
-    users += platform.local_users(chain, target)
+    users += platform.local_users(chain, target, users)
     return Finding(chain, users, same_vm(store, domid, users))

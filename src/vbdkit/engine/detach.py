@@ -8,7 +8,7 @@ import syslog
 
 from vbdkit.engine import publish
 from vbdkit.protocol.failure import shown
-from vbdkit.protocol.nodes import NODE, PARAMS, PHYSICAL_DEVICE
+from vbdkit.protocol.nodes import PARAMS, PHYSICAL_DEVICE
 from vbdkit.xenstore.client import StoreError
 
 TYPE_CHECKING = False
@@ -29,7 +29,8 @@ def remove(run: "Run") -> None:
     else:
         try:
             if record is None:
-                nodes = run.store.read_many([run.vbd.node(name) for name in (NODE, PHYSICAL_DEVICE, PARAMS)])
+                names = (run.platform.MADE or PARAMS, PHYSICAL_DEVICE, PARAMS)
+                nodes = run.store.read_many([run.vbd.node(name) for name in names])
             publish.gone(run.store, run.vbd)
         except StoreError as error:
             trouble = str(error)
@@ -42,7 +43,18 @@ def remove(run: "Run") -> None:
         record.close()
     else:
         done = _by_nodes(run, *nodes)
+    if run.platform.REMOVES_BACKEND and run.store is not None and trouble is None:
+        _remove_backend(run)
     run.log(syslog.LOG_INFO, "detached" + (": " + done if done else ""))
+
+
+def _remove_backend(run: "Run") -> None:
+    """Take the backend directory away; where that is not ours to do (a driver domain's), it stays."""
+    assert run.store is not None
+    try:
+        publish.gone_whole(run.store, run.vbd)
+    except StoreError as error:
+        run.log(syslog.LOG_WARNING, f"{shown(run.vbd.path)} stays: {error}")
 
 
 def _by_nodes(run: "Run", node: bytes | None, number: bytes | None, params: bytes | None) -> str:

@@ -72,3 +72,8 @@ def gone(store: "Connection", vbd: "Vbd") -> None:
     No transaction: nothing waits for these to go, and a removal never makes a directory.
     """
     store.remove_many([vbd.node(name) for name in (*OUTPUT, HOTPLUG_STATUS, HOTPLUG_ERROR)])
+
+
+def gone_whole(store: "Connection", vbd: "Vbd") -> None:
+    """Take the whole backend directory away, as NetBSD's toolstack expects of its script. Raises StoreError."""
+    store.remove_many([vbd.path])

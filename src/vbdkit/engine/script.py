@@ -51,6 +51,7 @@ class Run:
         "guard",
         "lock_dir",
         "name",
+        "note",
         "platform",
         "records",
         "store",
@@ -90,6 +91,8 @@ class Run:
         self.doing: tuple[str, bytes] = ("reading the nodes of", vbd.path)
         # What a commit was to publish whose outcome is not known (yet).
         self.unsure: list[tuple[bytes, bytes]] | None = None
+        # Adds to the record that an add has begun.
+        self.note: Callable[[dict[str, str]], None] = lambda facts: None
         # Set once the nodes of an older attach of this vbd no longer say the truth.
         self.forget = False
 

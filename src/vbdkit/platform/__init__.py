@@ -4,19 +4,26 @@ Each system is a package here that has:
 
 ``open_target(text, writable) -> Target``
     open what the user named (vbdkit.platform.target).
-``plan(target) -> dict``, ``bind(target, writable, owner, deadline) -> Backing``, ``unbind(made, owner) -> str``
-    make a plain file into what the driver opens, and take that back. ``made`` is text that a record keeps.
+``plan(target) -> dict``, ``bind(target, writable, owner, deadline, note) -> Backing``, ``unbind(made, owner) -> str``
+    make a plain file into what the driver opens, and take that back. ``made`` is text that a record keeps; ``note``
+    adds to it before a step whose result bears no name of its own.
 ``owned() -> list[(owner, made)]``, ``made_device(made, owner) -> (path, identity) | None``
     all that is bound on this host by vbdkit, and the one that a record speaks of.
 ``device(target, writable) -> Backing``
     the same for a device, which needs nothing made.
-``chain(target) -> Chain``, ``local_users(chain, target) -> list[User]``, ``explain(chain)``
-    what the target shares sectors with, who in this domain uses that, and all the links' names for people.
+``chain(target) -> Chain``, ``local_users(chain, target, known) -> list[User]``, ``explain(chain)``
+    what the target shares sectors with, who in this domain uses that (``known``: the guests that do, found before),
+    and all the links' names for people.
 ``identify(path) -> identity | None``, ``published(value) -> identity | None``
     the identity behind a path, and behind another vbd's ``physical-device``
     (ValueError: malformed; None: that node says nothing here).
 ``nodes(backing) -> list[(name, value)]``
     the nodes to publish, the one that wakes the driver last (O3-O6).
+``MADE``, ``REMOVES_BACKEND``
+    the node that names what a script made (None: nothing is ever made), and whether ``remove`` takes the whole
+    backend directory away.
+``configure(**settings)``
+    settings of the installed script that only this system has.
 """
 
 import sys

@@ -25,9 +25,10 @@ PHYSICAL_DEVICE_PATH = b"physical-device-path"
 HOTPLUG_STATUS = b"hotplug-status"
 HOTPLUG_ERROR = b"hotplug-error"
 NODE = b"node"
+VND = b"vnd"  # what node is on Linux, as NetBSD has it
 
 # What a script leaves in a backend directory: the list that `remove` and a failed `add` take back.
-OUTPUT = (PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, NODE)
+OUTPUT = (PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, NODE, VND)
 
 # hotplug-status (O7).
 CONNECTED = b"connected"

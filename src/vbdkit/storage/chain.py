@@ -81,6 +81,9 @@ class Chain:
 
     __slots__ = ("links", "target")
 
+    # kind of user (storage.sharing) -> what to do about one, where a system says it otherwise than Linux
+    ways_out: "dict[str, str]" = {}
+
     def __init__(self, target: bytes) -> None:
         """Start a chain without links."""
         self.target = target

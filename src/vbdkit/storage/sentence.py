@@ -33,6 +33,7 @@ def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
         state, way_out = _HELD_BY
     elif user.kind == LOCK and not user.pid:
         state, way_out = _LOCKED
+    way_out = chain.ways_out.get(user.kind, way_out)
     return InUse(
         "{target} is " + state.format(through=through) + ", so no guest may have it {asked}; " + way_out, **fields
     )

@@ -1,24 +1,33 @@
-"""FreeBSD's convention: the driver opens a device or a plain file itself, by ``physical-device-path`` (O4).
+"""FreeBSD: the driver opens a device or a plain file itself, by ``physical-device-path`` (C4, O4).
 
-Uses nothing that only FreeBSD has, so it also serves where nobody has privileges (``vbdkit try``).
+Nothing is made and nothing to be undone; what there is to do is to know who else has it, and that is GEOM's to tell.
+Elsewhere than on FreeBSD there is no GEOM to ask: then a target is itself only (``vbdkit try``).
 """
 
-import _stat
 import posix
+from fcntl import ioctl
 
 from vbdkit.platform import Backing
-from vbdkit.platform.target import Target, status_of
+from vbdkit.platform.bsd import PLACE, identity_of
+from vbdkit.platform.freebsd.geom import geoms
+from vbdkit.platform.freebsd.stack import GeomChain, Stack, refuse_lost
+from vbdkit.platform.target import FILE, Target, status_of
 from vbdkit.platform.target import open_target as _open_target
+from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import PHYSICAL_DEVICE_PATH
-from vbdkit.storage.chain import ITSELF, Chain, block_identity, file_identity
+from vbdkit.storage.chain import ITSELF, Chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vbdkit.storage.sharing import User
 
 __all__ = [
+    "MADE",
     "bind",
     "chain",
+    "configure",
     "device",
     "explain",
     "identify",
@@ -33,15 +42,70 @@ __all__ = [
     "unbind_unlabelled",
 ]
 
+# No node names something that a script made: none makes anything.
+MADE = None
+REMOVES_BACKEND = False
+
+# sys/disk.h: _IOR('d', 129, off_t)
+_DIOCGMEDIASIZE = 0x40086481
+# sys/stat.h: what chflags(1) calls uchg, uappnd, schg, sappnd
+_UNCHANGEABLE = 0x00000002 | 0x00000004 | 0x00020000 | 0x00040000
+
+configure = PLACE.configure
+
 
 def open_target(text: bytes, writable: bool) -> Target:
-    """Open what the user named; character devices are disks here."""
-    return _open_target(text, writable, character_devices=True)
+    """Open what the user named; character devices are disks here. Raises Failure."""
+    try:
+        return _open_target(text, writable, character_devices=True)
+    except Failure:
+        if writable:
+            _refuse_flags(text)
+        raise
+
+
+def _refuse_flags(path: bytes) -> None:
+    """Raise Failure where a file's flags are why it cannot be written."""
+    try:
+        flags = getattr(posix.stat(path), "st_flags", 0)
+    except (OSError, ValueError):
+        return
+    if flags & _UNCHANGEABLE:
+        raise Failure(
+            "{path} has a flag that lets nobody write to it; take it away (chflags noschg,nouchg,nosappnd,nouappnd "
+            "{path}) or give the disk read-only (mode r)",
+            path=path,
+        )
 
 
 def device(target: Target, writable: bool) -> Backing:
-    """Use a device as it is."""
+    """Use a device as it is. Raises Failure for one that is no disk, has no medium, or is read-only under a ``w``."""
+    if PLACE.programs:
+        stack = Stack(geoms(PLACE.programs))
+        own = identity_of(target.stat, True)
+        assert own is not None
+        provider = stack.provider(own)
+        if provider is None:
+            _need_disk(target)
+        elif not provider.size:
+            raise Failure("{path} is a device without a medium (its size is 0)", path=target.path)
+        locked = stack.read_only(own) if writable else None
+        if locked is not None:
+            raise Failure(
+                "{path} is read-only, since /dev/{md} is; give the disk read-only (mode r), or make that one "
+                "writable (mdconfig -d -u {md}, then mdconfig -a without -o readonly)",
+                path=target.path,
+                md=locked.name,
+            )
     return Backing(target.path, None, {})
+
+
+def _need_disk(target: Target) -> None:
+    """Raise Failure where a device that GEOM does not know is no disk either (a zvol with volmode=dev is one)."""
+    try:
+        ioctl(target.fd, _DIOCGMEDIASIZE, bytes(8))
+    except OSError:
+        raise Failure("{path} is a device but no disk", path=target.path) from None
 
 
 def plan(target: Target) -> "dict[str, str]":
@@ -49,7 +113,9 @@ def plan(target: Target) -> "dict[str, str]":
     return {}
 
 
-def bind(target: Target, writable: bool, owner: str, deadline: float) -> Backing:
+def bind(
+    target: Target, writable: bool, owner: str, deadline: float, note: "Callable[[dict[str, str]], None]"
+) -> Backing:
     """Use a file as it is."""
     return Backing(target.path, None, {})
 
@@ -75,31 +141,34 @@ def unbind_unlabelled(node: bytes, identity: "tuple[int, int] | None", params: b
 
 
 def chain(target: Target) -> Chain:
-    """Return the chain of an open target: itself."""
-    found = Chain(target.path)
-    found.add(_identity(target.stat), target.path, ITSELF)
+    """Return the chain of an open target. Raises OSError and Failure."""
+    own = identity_of(target.stat, True)
+    assert own is not None
+    stack = Stack(geoms(PLACE.programs)) if PLACE.programs else None
+    found = GeomChain(target.path, stack)
+    found.add(own, target.path, ITSELF)
+    if stack is not None:
+        if target.kind == FILE:
+            refuse_lost(stack, target.path, target.stat.st_size)
+        found.trace(own, stack)
+        for link in found.links.values():
+            stack.describe(link)
     return found
 
 
 def explain(chain: Chain) -> None:
-    """Give all links of a chain their names: the target has its own."""
+    """Give all links of a chain their names: they have them."""
 
 
-def local_users(chain: Chain, target: Target) -> "list[User]":
-    """Return who in this domain uses the chain's devices: not known in this convention's part so far."""
-    return []
+def local_users(chain: Chain, target: Target, known: "list[User]") -> "list[User]":
+    """Return who in this domain uses the chain's devices, by GEOM's counts of access. Raises Failure."""
+    return chain.stack.users(chain) if isinstance(chain, GeomChain) and chain.stack is not None else []
 
 
 def identify(path: bytes) -> "tuple[int, int] | None":
     """Return the identity of what a path names, or None where it names no disk. Raises OSError."""
     status = status_of(path)
-    return _identity(status) if status is not None else None
-
-
-def _identity(status: posix.stat_result) -> "tuple[int, int]":
-    if _stat.S_ISBLK(status.st_mode) or _stat.S_ISCHR(status.st_mode):
-        return block_identity(status.st_rdev)
-    return file_identity(status.st_dev, status.st_ino)
+    return identity_of(status, True) if status is not None else None
 
 
 def published(value: bytes) -> "tuple[int, int] | None":

@@ -16,12 +16,19 @@ from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import NODE, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
 from vbdkit.storage.chain import BLOCK, ITSELF, Chain, block_identity, file_identity
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # linux/fs.h, where a pointer has 8 bytes
 _BLKGETSIZE64 = 0x80081272
 
 __all__ = [
+    "MADE",
+    "REMOVES_BACKEND",
     "bind",
     "chain",
+    "configure",
     "device",
     "explain",
     "identify",
@@ -35,6 +42,13 @@ __all__ = [
     "unbind",
     "unbind_unlabelled",
 ]
+
+MADE = NODE
+REMOVES_BACKEND = False
+
+
+def configure() -> None:
+    """Take this system's own settings: there are none."""
 
 
 def device(target: Target, writable: bool) -> Backing:
@@ -63,8 +77,13 @@ def plan(target: Target) -> "dict[str, str]":
     return {"file": f"{target.stat.st_dev} {target.stat.st_ino}"}
 
 
-def bind(target: Target, writable: bool, owner: str, deadline: float) -> Backing:
-    """Make a file a loop device, read-only in fact where the disk is (O8). Raises Failure."""
+def bind(
+    target: Target, writable: bool, owner: str, deadline: float, note: "Callable[[dict[str, str]], None]"
+) -> Backing:
+    """Make a file a loop device, read-only in fact where the disk is (O8). Raises Failure.
+
+    Nothing to note beforehand: the device carries its owner's name.
+    """
     loop = loops.bind(target.fd, owner, deadline)
     if writable and loop.read_only:
         loops.release(loop.number, loop.backing, owner)

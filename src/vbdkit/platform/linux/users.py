@@ -30,8 +30,8 @@ _IMAGE_LOCKS = (100, 200)
 _IMAGE_WRITERS = ((101, 1), (103, 1), (200, 1))
 
 
-def local_users(chain: Chain, target: Target) -> "list[User]":
-    """Return who in this domain uses what is on the chain. Raises OSError."""
+def local_users(chain: Chain, target: Target, guests: "list[User]") -> "list[User]":
+    """Return who in this domain uses what is on the chain; ``guests`` change nothing in that. Raises OSError."""
     links = chain.links
     users = []
     devices = {}
