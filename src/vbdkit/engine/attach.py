@@ -46,7 +46,7 @@ def add(run: "Run") -> None:
         # I5: `add` again for a disk that the guest has already. The driver refuses a change now.
         run.log(syslog.LOG_INFO, f"is attached already ({shown(published)})")
         return
-    mode = _asked(run, params, text, state)
+    mode = asked(run, params, text, state)
     assert params is not None
     _clear(run, published is not None)
     run.doing = "opening", params
@@ -72,7 +72,7 @@ def add(run: "Run") -> None:
                 record.add(backing.made)
             run.doing = "checking who else uses", params
             with Lock(run.lock_dir, run.deadline) as lock:
-                found = _check(run, store, target, mode) if mode.checked else None
+                found = check(run, store, target, mode) if mode.checked else None
                 run.forget = True  # from here on a failure may leave nodes behind
                 publish.connected(run, store, params, run.platform.nodes(backing), error is not None, lock)
         except BaseException as reason:
@@ -86,7 +86,7 @@ def add(run: "Run") -> None:
     run.log(syslog.LOG_INFO, _done(params, mode, backing, found))
 
 
-def _asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | None) -> Mode:
+def asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | None) -> Mode:
     """Return the mode, having seen that the toolstack wrote all that a script needs (I1-I3). Raises Failure."""
     path = run.vbd.path
     if params is None and text is None and state is None:
@@ -131,7 +131,7 @@ def _clear(run: "Run", published: bool) -> None:
     run.guard.resume()
 
 
-def _check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Finding":
+def check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Finding":
     """Raise InUse where somebody else has the target (O1, O2)."""
     found = examine(store, run.platform, target, run.vbd.root, run.vbd.domid, run.vbd.path)
     refusal = found.refusal(mode.writable, run.platform)

@@ -110,13 +110,17 @@ def run(
     lock_dir: bytes = LOCK_DIR,
     time_limit: float = TIME_LIMIT,
     own_process: bool = False,
+    say: "Callable[[bytes, float], None] | None" = None,
+    add: "Callable[[Run], None] | None" = None,
 ) -> int:
     """Do what a toolstack asks of a block script; return the exit status, 0 or 1. Raises nothing.
 
     ``argv`` with the script's name first and ``environ`` are as the toolstack gave them; ``datapaths``
     returns the kind of storage of a name (``vbdkit.datapaths.load``); ``system`` is
     one of ``platform.SYSTEMS``, or empty for the one that this runs on. ``own_process``: this process is this
-    run and nothing else, so that signals and the time may end it (Guard).
+    run and nothing else, so that signals and the time may end it (Guard). A toolstack, in whose process this
+    runs, may take what else goes to stderr (``say``: the line, until when), and have something other than
+    ``attach.add`` done at ``add``.
     """
     name = shown(argv[0].rpartition(b"/")[2]) if argv else "block"
     syslog.openlog("vbdkit", syslog.LOG_PID, syslog.LOG_DAEMON)
@@ -134,12 +138,12 @@ def run(
         if own_process:
             this.guard.arm()
         if call.command == ADD:
-            from vbdkit.engine.attach import add
+            from vbdkit.engine.attach import add as attach
 
             if own_process:
                 this.guard.watch(end - min(_OVERDUE, time_limit / 8), lambda: _overdue(this, time_limit))
             this.store = Connection.open(deadline, environ)
-            add(this)
+            (add or attach)(this)
             this.guard.hold()
         else:
             from vbdkit.engine.detach import remove
@@ -157,8 +161,10 @@ def run(
             # It may be in the middle of something, or broken.
             if this.store is not None:
                 this.store.close()
-        _tell(name, vbd, error, environ, end, this is not None and this.forget)
+        _tell(name, vbd, error, environ, end, this is not None and this.forget, say or _say)
         return 1
+    if this.store is not None:
+        this.store.close()
     return 0
 
 
@@ -174,7 +180,7 @@ def _overdue(run: Run, time_limit: float) -> None:
         what=what,
         records=run.records.directory,
     )
-    _tell(run.name, run.vbd, error, run.environ, run.end, run.forget)
+    _tell(run.name, run.vbd, error, run.environ, run.end, run.forget, _say)
 
 
 def _tell(
@@ -184,6 +190,7 @@ def _tell(
     environ: "Mapping[bytes, bytes]",
     deadline: float,
     forget: bool,
+    say: "Callable[[bytes, float], None]",
 ) -> None:
     """Tell a failure to the store, over a new connection, to the toolstack's log and to syslog."""
     failure = as_failure(error)
@@ -196,7 +203,7 @@ def _tell(
             why = "for the same reason" if str(second) == str(error) else str(second)
             sentence += f" (this could not be written to xenstore: {why})"
     whole = printable(f"{name}: {vbd.name + ': ' if vbd is not None else ''}{sentence}")
-    _say(whole.encode("utf-8") + b"\n", min(deadline, time.monotonic() + _PATIENCE))
+    say(whole.encode("utf-8") + b"\n", min(deadline, time.monotonic() + _PATIENCE))
     syslog.syslog(syslog.LOG_ERR, whole)
     if not isinstance(error, (Failure, StoreError, OSError)):
         _log_traceback(error)

@@ -1,0 +1,57 @@
+"""``add`` for a device that a path-only script made: checked and published here (G1, G2).
+
+The counterpart of ``engine.attach``: the same lock, check, publication and sentences, for what
+``physical-device-path`` names instead of what ``params`` does. Nothing is made here, so nothing is recorded: taking
+the device apart is its script's work.
+"""
+
+import syslog
+
+from vbdkit.engine import publish
+from vbdkit.engine.attach import asked, check
+from vbdkit.engine.doubt import came_through
+from vbdkit.engine.lock import Lock
+from vbdkit.platform.target import DEVICE
+from vbdkit.protocol.failure import Failure, shown
+from vbdkit.protocol.nodes import HOTPLUG_ERROR, MODE, PARAMS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, STATE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vbdkit.engine.script import Run
+
+
+def adopt(run: "Run") -> None:
+    """Publish the device at ``physical-device-path``. Raises Failure, StoreError or OSError; nothing is made."""
+    store, vbd = run.store, run.vbd
+    assert store is not None
+    names = (PARAMS, MODE, STATE, HOTPLUG_ERROR, PHYSICAL_DEVICE_PATH, PHYSICAL_DEVICE)
+    params, text, state, error, path, number = store.read_many([vbd.node(name) for name in names])
+    mode = asked(run, params, text, state)
+    assert params is not None
+    if not path:
+        raise Failure("the script ended well, but left {path}/physical-device-path unwritten", path=vbd.path)
+    if number is not None:
+        raise Failure(
+            "the script said that it leaves {path}/physical-device to the toolstack (path-only), but wrote {number}: "
+            "nobody has checked that device",
+            path=vbd.path,
+            number=number,
+        )
+    target = run.platform.open_target(path, mode.writable)
+    try:
+        if target.kind != DEVICE:
+            raise Failure(
+                "{path}, which the script has published, is a plain file; a path-only script makes a block device",
+                path=path,
+            )
+        backing = run.platform.device(target, mode.writable)
+        with Lock(run.lock_dir, run.deadline) as lock:
+            if mode.checked:
+                check(run, store, target, mode)
+            publish.connected(run, store, params, run.platform.nodes(backing), error is not None, lock)
+    except BaseException as reason:
+        if run.unsure is None or not came_through(run, reason):
+            raise
+    finally:
+        target.close()
+    run.log(syslog.LOG_INFO, f"{shown(path)} published for the script ({mode})")
