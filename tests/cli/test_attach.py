@@ -50,15 +50,15 @@ def test_a_specification_with_an_empty_name_is_shown_and_refused(command: Run) -
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
-@pytest.mark.parametrize("domid", ["web", "-1", "32752", "1e3", "", "٣", "999999999999"])
+@pytest.mark.parametrize("domid", ["32752", "", "999999999999"])
 def test_a_domain_that_is_none_is_wrong_use(command: Run, domid: str) -> None:
     done = command("attach", "--dry-run", "--", domid, "a,,hda")
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"{domid} is no domain's number" in done.stderr
+    assert "is no domain (numbers go from 0 to 32751" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["5", "a,,hda"], ["--dry-run", "5"], ["--dry-run"], ["--dry", "5", "a,,hda"]])
-def test_it_only_ever_shows(command: Run, arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--dry-run", "5"], ["--dry-run"], ["--dry", "5", "a,,hda"]])
+def test_what_is_missing_or_unknown_is_wrong_use(command: Run, arguments: list[str]) -> None:
     done = command("attach", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
 

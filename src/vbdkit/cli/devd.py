@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vbdkit.cli import stub
-from vbdkit.cli.install import default_scripts_dir, folder, seconds
+from vbdkit.cli.install import folder, seconds
 from vbdkit.cli.report import shown
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from vbdkit.toolstack.jobs import Own
+    from vbdkit.toolstack.settings import default_scripts_dir
+from vbdkit.toolstack.jobs import Own
 
 DESCRIPTION = """\
 Serves the disks of a driver domain, in place of `xl devd`: runs the block script when the backend driver waits for a

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from vbdkit import datapaths
 from vbdkit.cli import stub
-from vbdkit.cli.install import default_scripts_dir, folder, seconds
+from vbdkit.cli.install import folder, seconds
 from vbdkit.cli.report import CommandError, Report, shown
 from vbdkit.engine.leftovers import COLLECTED, KEPT, Collection, Leftover
 from vbdkit.engine.record import RUN_DIR
 from vbdkit.engine.script import LOCK_DIR, TIME_LIMIT
 from vbdkit.platform import current
+from vbdkit.toolstack.settings import default_scripts_dir
 from vbdkit.xenstore.client import StoreError
 
 if TYPE_CHECKING:

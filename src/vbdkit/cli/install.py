@@ -26,15 +26,11 @@ from vbdkit.cli.trust import Distrust, distrusted, distrusted_package
 from vbdkit.engine.script import TIME_LIMIT
 from vbdkit.platform import SYSTEMS, current, load
 from vbdkit.toolstack.script import HOTPLUG_TIMEOUT
+from vbdkit.toolstack.settings import default_scripts_dir
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-# Where each system's Xen packages put block scripts (FreeBSD's ports under their own prefix).
-SCRIPTS_DIRS = {
-    "linux": Path("/etc/xen/scripts"),
-    "freebsd": Path("/usr/local/etc/xen/scripts"),
-}
 SHARED_PLACE = Path("/usr/local/lib/vbdkit")
 
 DESCRIPTION = """\
@@ -67,11 +63,6 @@ class Plan:
     lock_dir: Path | None = None
     deadline: float | None = None
     trusting: bool = False
-
-
-def default_scripts_dir(system: str) -> Path:
-    """Return Xen's folder of block scripts on a system; Linux's for one that vbdkit does not know."""
-    return SCRIPTS_DIRS.get(system, SCRIPTS_DIRS["linux"])
 
 
 def this_package() -> Path:

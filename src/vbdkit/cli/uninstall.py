@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vbdkit.cli import stub
-from vbdkit.cli.install import default_scripts_dir, folder
+from vbdkit.cli.install import folder
 from vbdkit.cli.report import CommandError, Report, shown
 from vbdkit.engine.record import RUN_DIR
 from vbdkit.platform import current
+from vbdkit.toolstack.settings import default_scripts_dir
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -29,7 +29,8 @@ from vbdkit.protocol.nodes import (
     STATE,
     TYPE,
 )
-from vbdkit.protocol.vbd import backend_path
+from vbdkit.protocol.vbd import backend_path, parse_backend_path
+from vbdkit.toolstack.ways import BY_SCRIPT
 
 if TYPE_CHECKING:
     from vbdkit.xenstore.client import Connection
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 # Seconds: libxl's LIBXL_INIT_TIMEOUT and LIBXL_DESTROY_TIMEOUT.
 INIT_TIMEOUT = 10.0
 DESTROY_TIMEOUT = 10.0
+# Ours among libxl's own nodes of a disk: by which way it was attached.
+WAY = b"vbdkit-way"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Disk:
 
     ``params`` is the target verbatim; ``mode`` what stands in the node (r, w, w!, ...); ``devid`` and ``dev`` the
     virtual device by number and name (51712, xvda); ``type`` libxl's backend type (phy; vbd3 for tapback).
+    ``way`` is who publishes (toolstack/ways.py), noted where only a toolstack looks, unless it is the script.
     """
 
     domid: int
@@ -70,6 +74,12 @@ class Disk:
     kind: bytes = b"vbd"
     type: bytes = b"phy"
     backend_domid: int = 0
+    device_type: bytes = b"disk"
+    removable: bool = False
+    discard: bool = True
+    direct_io_safe: bool = False
+    trusted: bool = True
+    way: bytes = BY_SCRIPT
 
     @property
     def backend(self) -> bytes:
@@ -121,18 +131,22 @@ def destroy_guest(store: "Connection", guest: Guest) -> None:
 
 
 def add_disk(store: "Connection", disk: Disk) -> None:
-    """Write backend, frontend and /libxl nodes of a disk in one transaction, both in state 1. Raises StoreError."""
+    """Write backend, frontend and /libxl nodes of a disk in one transaction, both in state 1.
+
+    Raises Failure where there is no such guest, or it has this disk already; StoreError.
+    """
     back = [
         (FRONTEND_ID, b"%d" % disk.domid),
         (ONLINE, b"1"),
-        (REMOVABLE, b"0"),
+        (REMOVABLE, b"%d" % disk.removable),
         (BOOTABLE, b"1"),
         (STATE, INITIALISING),
         (DEV, disk.dev),
         (TYPE, disk.type),
         (MODE, disk.mode),
-        (DEVICE_TYPE, b"disk"),
-        (DISCARD_ENABLE, b"1"),
+        (DEVICE_TYPE, disk.device_type),
+        *([(b"direct-io-safe", b"1")] if disk.direct_io_safe else []),
+        (DISCARD_ENABLE, b"%d" % disk.discard),
         (SPECIFICATION, b"xen"),
         (PARAMS, disk.params),
         (SCRIPT, disk.script),
@@ -142,11 +156,16 @@ def add_disk(store: "Connection", disk: Disk) -> None:
         (b"backend-id", b"%d" % disk.backend_domid),
         (STATE, INITIALISING),
         (b"virtual-device", b"%d" % disk.devid),
-        (DEVICE_TYPE, b"disk"),
-        (b"trusted", b"1"),
+        (DEVICE_TYPE, disk.device_type),
+        (b"trusted", b"%d" % disk.trusted),
     ]
 
     def body(tx: int) -> None:
+        guest, taken = store.read_many([b"/local/domain/%d" % disk.domid, disk.libxl], tx)
+        if guest is None:
+            raise Failure("there is no guest {domid} (xl list shows them)", domid=disk.domid)
+        if taken is not None:
+            raise Failure("guest {domid} has a disk {dev} already", domid=disk.domid, dev=disk.dev)
         _directory(store, disk.frontend, disk.domid, [disk.backend_domid], tx)
         _directory(store, disk.backend, disk.backend_domid, [disk.domid], tx)
         _directory(store, disk.libxl, 0, [], tx)
@@ -154,19 +173,60 @@ def add_disk(store: "Connection", disk: Disk) -> None:
         items += [(disk.backend + b"/" + name, value) for name, value in [(FRONTEND, disk.frontend), *back]]
         items += [(disk.libxl + b"/" + name, value) for name, value in [(FRONTEND, disk.frontend), *back]]
         items.append((disk.libxl + b"/backend", disk.backend))
+        if disk.way != BY_SCRIPT:
+            items.append((disk.libxl + b"/" + WAY, disk.way))
         store.write_many(items, tx)
 
     store.transaction(body)
 
 
-def close_disk(store: "Connection", disk: Disk) -> bool:
+def find_disk(store: "Connection", domid: int, devid: int) -> Disk | None:
+    """Return a guest's disk as its toolstack (libxl, or this one) noted it, or None. Raises StoreError.
+
+    All comes from /libxl, which no backend domain can change; a backend of any kind is found.
+    """
+    libxl = b"/libxl/%d/device/vbd/%d" % (domid, devid)
+    names = (b"backend", PARAMS, SCRIPT, MODE, DEV, TYPE, DEVICE_TYPE, REMOVABLE, WAY)
+    path, params, script, mode, dev, kind, device_type, removable, way = store.read_many(
+        [libxl + b"/" + name for name in names]
+    )
+    backend = None if path is None else parse_backend_path(path)
+    if backend is None or backend.backend is None:
+        return None
+    return Disk(
+        domid,
+        params or b"",
+        script or b"",
+        mode=mode or b"",
+        devid=devid,
+        dev=dev or b"%d" % devid,
+        kind=backend.kind,
+        type=kind or b"",
+        backend_domid=backend.backend,
+        device_type=device_type or b"disk",
+        removable=removable == b"1",
+        way=way or BY_SCRIPT,
+    )
+
+
+def disks_of(store: "Connection", domid: int) -> list[Disk]:
+    """Return all disks of a guest, by their numbers. Raises StoreError."""
+    names = store.list_many([b"/libxl/%d/device/vbd" % domid])[0] or []
+    found = (find_disk(store, domid, devid) for devid in sorted(int(name) for name in names if name.isdigit()))
+    return [disk for disk in found if disk is not None]
+
+
+def close_disk(store: "Connection", disk: Disk, force: bool = False) -> bool:
     """Ask the backend to let go: online 0, state 5, unless it is closed already. Raises StoreError.
 
-    Returns False where the backend's state is gone: libxl then runs no script (I4).
+    ``force`` takes the frontend away first, so that no guest is asked. Returns False where the backend's state is
+    gone: libxl then runs no script (I4).
     """
     there = [True]
 
     def body(tx: int) -> None:
+        if force:
+            _remove_with_parents(store, disk.frontend, tx)
         state = store.read_many([disk.backend + b"/" + STATE], tx)[0]
         there[0] = state is not None
         if state is not None:
@@ -179,24 +239,27 @@ def close_disk(store: "Connection", disk: Disk) -> bool:
     return there[0]
 
 
-def remove_disk(store: "Connection", disk: Disk) -> None:
-    """Delete all nodes of a disk, and the directories above them that are empty then. Raises StoreError."""
+def remove_disk(store: "Connection", disk: Disk, backend: bool = True) -> None:
+    """Delete all nodes of a disk, and the directories above them that are empty then. Raises StoreError.
+
+    ``backend`` False leaves the backend's to the domain that serves it.
+    """
 
     def body(tx: int) -> None:
         for path in (disk.frontend, disk.backend, disk.libxl):
-            _remove(store, path, tx)
-            guest = path.rpartition(b"/")[0]
-            for above in (guest, guest.rpartition(b"/")[0]):
-                if store.list_many([above], tx)[0] == []:
-                    _remove(store, above, tx)
+            if backend or path != disk.backend:
+                _remove_with_parents(store, path, tx)
 
     store.transaction(body)
 
 
-def wait_for_state(store: "Connection", disk: Disk, wanted: Collection[bytes], timeout: float) -> bytes:
+def wait_for_state(
+    store: "Connection", disk: Disk, wanted: Collection[bytes], timeout: float, gone: bool = False
+) -> bytes:
     """Wait until the backend's state is one of ``wanted`` and return it.
 
-    Raises Failure after ``timeout`` seconds, and where the state node is removed meanwhile; StoreError.
+    Raises Failure after ``timeout`` seconds, and where the state node is removed meanwhile (with ``gone`` that will
+    do, too, and returns ``b""``); StoreError.
     """
     node = disk.backend + b"/" + STATE
     end = time.monotonic() + timeout
@@ -205,6 +268,8 @@ def wait_for_state(store: "Connection", disk: Disk, wanted: Collection[bytes], t
     try:
         while True:
             state = store.read_many([node])[0]
+            if state is None and gone:
+                return b""
             if state is None:
                 raise Failure("{node} was removed while the toolstack waited for it", node=node)
             if state in wanted:
@@ -231,3 +296,12 @@ def _directory(store: "Connection", path: bytes, owner: int, readers: Sequence[i
 def _remove(store: "Connection", path: bytes, tx: int) -> None:
     if store.exists(path, tx):
         store.remove(path, tx)
+
+
+def _remove_with_parents(store: "Connection", path: bytes, tx: int) -> None:
+    """Remove a disk's directory, and the two above it (guest and kind, or kind and "device") where they are empty."""
+    _remove(store, path, tx)
+    for _ in range(2):
+        path = path.rpartition(b"/")[0]
+        if store.list_many([path], tx)[0] == []:
+            _remove(store, path, tx)

@@ -14,11 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vbdkit.datapaths import load
+from vbdkit.engine.script import TIME_LIMIT, run
 from vbdkit.protocol.invocation import build_invocation
 from vbdkit.protocol.nodes import HOTPLUG_ERROR
 from vbdkit.protocol.vbd import backend_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vbdkit.engine.script import Run
     from vbdkit.xenstore.client import Connection
 
 # libxl's LIBXL_HOTPLUG_TIMEOUT, in seconds.
@@ -92,3 +97,46 @@ def run_script(
     if process.returncode != 0 and not killed:
         (error,) = store.read_many([backend_path(own_domid, kind, domid, devid) + b"/" + HOTPLUG_ERROR])
     return ScriptRun(process.returncode, killed, seconds, said, error)
+
+
+def run_here(
+    store: "Connection",
+    system: str,
+    script: bytes,
+    command: str,
+    domid: int,
+    devid: int,
+    *,
+    kind: bytes = b"vbd",
+    own_domid: int = 0,
+    environ: Mapping[bytes, bytes] | None = None,
+    timeout: float = TIME_LIMIT,
+    run_dir: bytes,
+    lock_dir: bytes,
+    add: "Callable[[Run], None] | None" = None,
+) -> ScriptRun:
+    """Do what our own ``block`` does when it is called like this, without a process; the arguments are run_script's.
+
+    ``timeout`` ends it in order, so ``killed`` is never true. ``add`` takes the place of ``engine.attach.add``.
+    Raises StoreError where the store ends.
+    """
+    argv, additions = build_invocation(system, script, command, kind, domid, devid, own_domid)
+    inherited = dict(os.environb if environ is None else environ)
+    said: list[bytes] = []
+    begun = time.monotonic()
+    status = run(
+        argv,
+        {**inherited, **additions},
+        load,
+        system,
+        run_dir,
+        lock_dir,
+        min(timeout, TIME_LIMIT),
+        say=lambda line, _: said.append(line),
+        add=add,
+    )
+    seconds = time.monotonic() - begun
+    error = None
+    if status != 0:
+        (error,) = store.read_many([backend_path(own_domid, kind, domid, devid) + b"/" + HOTPLUG_ERROR])
+    return ScriptRun(status, False, seconds, b"".join(said), error)
