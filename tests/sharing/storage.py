@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.sharing.machine import Machine
+from tests.need import need_program
+from tests.sharing.machine import Machine, run
 
 
 class Storage(NamedTuple):
@@ -314,6 +315,24 @@ def btrfs_and_file(machine: Machine) -> Storage:
     return Storage(device, machine.image("mnt/disk.img", 1 << 20))
 
 
+def btrfs_of_two_devices_and_file(machine: Machine) -> Storage:
+    """The second device, which no list of mounts names."""
+    devices = [machine.loop(machine.image(f"{name}.img", 128 << 20)) for name in "ab"]
+    run(need_program("mkfs.btrfs"), "-q", "-f", *devices)
+    run("btrfs", "device", "scan", *devices)
+    machine.mount(devices[0])
+    return Storage(devices[1], machine.image("mnt/disk.img", 1 << 20))
+
+
+def btrfs_subvolume_twice(machine: Machine) -> Storage:
+    """A file in a subvolume, which is mounted by itself too."""
+    device = machine.loop(machine.file_system(machine.image("fs.img", 128 << 20), "btrfs"))
+    machine.mount(device)
+    run("btrfs", "subvolume", "create", machine.path("mnt/sub"))
+    machine.mount(device, "sub", "-o", "subvol=sub")
+    return Storage(machine.image("mnt/sub/disk.img", 1 << 20), machine.path("sub/disk.img"))
+
+
 def partition_with_file_system_and_file(machine: Machine) -> Storage:
     disk = machine.loop(machine.image("fs.img", 8 << 20))
     machine.mount(machine.file_system(machine.partition(disk, 1, 1, 6)))
@@ -350,3 +369,14 @@ def swap_file(machine: Machine) -> Storage:
         os.fsync(file.fileno())
     os.chmod(path, 0o600)
     return Storage(path, path)
+
+
+def swap_file_and_link(machine: Machine) -> Storage:
+    path, link = swap_file(machine).one, machine.path("link.img")
+    os.link(path, link)
+    return Storage(path, link)
+
+
+def swap_file_and_loop(machine: Machine) -> Storage:
+    path = swap_file(machine).one
+    return Storage(path, machine.loop(path))

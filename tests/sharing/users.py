@@ -205,14 +205,18 @@ def mounted_already(point: str) -> User:
     return lambda machine, thing: ("mounted", machine.path(point))
 
 
-def mounted_elsewhere(machine: Machine, thing: str) -> tuple[str, ...]:
+def mounted_elsewhere(options: str = "rw") -> User:
     """Its file system is mounted in another mount namespace only."""
-    machine.file_system(thing)
-    point = machine.path("elsewhere")
-    os.mkdir(point)
-    script = 'mount "$1" "$2" && echo ready && exec cat'
-    pid = machine.start("unshare", "--mount", "sh", "-c", script, "sh", thing, point)
-    return ("mounted", point, str(pid))
+
+    def mount(machine: Machine, thing: str) -> tuple[str, ...]:
+        machine.file_system(thing)
+        point = machine.path("elsewhere")
+        os.mkdir(point)
+        script = 'mount -o "$1" "$2" "$3" && echo ready && exec cat'
+        pid = machine.start("unshare", "--mount", "sh", "-c", script, "sh", options, thing, point)
+        return ("mounted", point, str(pid))
+
+    return mount
 
 
 def swap(machine: Machine, thing: str) -> tuple[str, ...]:
@@ -241,7 +245,7 @@ def qemu(*options: str) -> User:
 
     def serve(machine: Machine, thing: str) -> tuple[str, ...]:
         socket, note = machine.path("nbd"), machine.path("nbd.pid")
-        where = ("--fork", "--persistent", f"--socket={socket}", f"--pid-file={note}")
+        where = ("--fork", "--persistent", "--format=raw", f"--socket={socket}", f"--pid-file={note}")
         run(need_program("qemu-nbd"), *where, *options, thing)
         with open(note) as file:
             pid = int(file.read())
