@@ -11,10 +11,11 @@ from tests.sharing import storage as at
 from tests.sharing import users as by
 from tests.sharing.domains import Domains
 from tests.sharing.storage import Builder, turned
-from tests.sharing.users import User, guest, mounted, mounted_elsewhere, number, params, path, qemu
+from tests.sharing.users import User, device_model, guest, mounted, mounted_elsewhere, number, params, path, qemu
 
 GRANTED, REFUSED = "granted", "refused"
 WRITER, READER = guest("w"), guest("r")
+MIGRATION = who.local_migration("/vm/a", "/vm/a")
 MOUNT_TOO = by.both(WRITER, by.mounted_already("mnt"))
 
 
@@ -220,8 +221,8 @@ SECTIONS: dict[str, list[Case]] = {
         Case("one guest, a loop device and its file", at.loop_and_file, WRITER, "w", GRANTED, who.one_guest),
         Case("one guest, a partition and its disk", at.partition_and_disk, WRITER, "w", GRANTED, who.one_guest),
         Case("domain 0 has it to boot another guest", at.one_device, WRITER, "w", REFUSED, who.domain_0_and_guest),
-        Case("migration, file", at.one_file, WRITER, "w", GRANTED, who.local_migration("/vm/a", "/vm/a")),
-        Case("migration, device", at.one_device, WRITER, "w", GRANTED, who.local_migration("/vm/a", "/vm/a")),
+        Case("migration, file", at.one_file, WRITER, "w", GRANTED, MIGRATION),
+        Case("migration, device", at.one_device, WRITER, "w", GRANTED, MIGRATION),
         Case("migration, `-1` leaving", at.one_device, WRITER, "w", GRANTED, who.local_migration("/vm/a-1", "/vm/a")),
         Case("migration, `-1` coming", at.one_device, WRITER, "w", GRANTED, who.local_migration("/vm/a", "/vm/a-1")),
         Case("migration, a third asks", at.one_device, by.migrating_guest, "w", REFUSED, who.a_third_in_a_migration),
@@ -229,6 +230,11 @@ SECTIONS: dict[str, list[Case]] = {
         Case("stub domain, then its guest", at.one_device, WRITER, "w", GRANTED, who.stub_and_guest),
         Case("guest, then another's stub domain", at.one_device, WRITER, "w", REFUSED, who.guest_and_stub_of_another),
         Case("stub domain, then another guest", at.one_device, WRITER, "w", REFUSED, who.stub_and_another_guest),
+        Case("its own QEMU has the image", at.one_file, device_model("w"), "w", GRANTED, who.one_guest),
+        Case("the same, by a loop device", turned(at.loop_and_file), device_model("w"), "w", GRANTED, who.one_guest),
+        Case("migration, QEMU has it", at.one_file, by.both(WRITER, device_model("w")), "w", GRANTED, MIGRATION),
+        Case("another's QEMU has the image", at.one_file, device_model("w"), "w", REFUSED),
+        Case("a dead domain's QEMU still has it", at.one_file, device_model("w", 99), "w", REFUSED),
         Case("leftovers of a dead domain", at.one_device, by.dead_guest, "w", GRANTED),
         Case("leftovers of a dead domain, and a living one", at.one_device, by.dead_and_living_guest, "w", REFUSED),
         Case("a living guest without a vm node", at.one_device, WRITER, "w", REFUSED, who.one_without_vm),

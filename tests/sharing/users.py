@@ -5,12 +5,13 @@ A user is a function of the machine and the thing that takes it into use, and re
 """
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 
 from tests.host import Result
 from tests.need import need_program
-from tests.sharing.machine import Machine, run, take_back
+from tests.sharing.machine import ALICE, Machine, run, take_back
 
 User = Callable[[Machine, str], tuple[str, ...]]
 
@@ -253,3 +254,24 @@ def qemu(*options: str) -> User:
         return (str(pid),)
 
     return serve
+
+
+def device_model(mode: str, domid: int = ALICE) -> User:
+    """A guest's QEMU, as libxl starts it, has the image open and its locks on it (a program that does as much)."""
+
+    def serve(machine: Machine, thing: str) -> tuple[str, ...]:
+        pid = machine.start(sys.executable, "-ISc", _DEVICE_MODEL, thing, mode, "-xen-domid", str(domid))
+        return (f"guest {domid}|{pid}",)
+
+    return serve
+
+
+# As QEMU locks (block/file-posix.c): 100 is read, 101 write, 201 "nobody else writes"; all are read locks.
+_DEVICE_MODEL = """
+import fcntl, struct, sys
+image = open(sys.argv[1], "r+b")
+for byte in {"r": (100, 201), "w": (100, 101, 201)}[sys.argv[2]]:
+    fcntl.fcntl(image, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_RDLCK, 0, byte, 1, 0))
+print("ready", flush=True)
+sys.stdin.read()
+"""
