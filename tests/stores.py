@@ -1,6 +1,8 @@
 """Stores for tests: Debian's own C xenstored and oxenstored (realstore/), and the embedded one, in the same shape."""
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -60,10 +62,11 @@ def real_store(kind: str, rundir: Path) -> Iterator[Store]:
         _until_it_listens(rundir / "socket")
         yield Store(kind, rundir / "socket", pid)
     finally:
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
+        with contextlib.suppress(ProcessLookupError):
+            daemon = os.pidfd_open(pid)
+            signal.pidfd_send_signal(daemon, signal.SIGTERM)
+            select.select([daemon], [], [], 10)  # until it is gone: it writes into its folder
+            os.close(daemon)
 
 
 def _until_it_listens(path: Path) -> None:
