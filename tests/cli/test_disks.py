@@ -1,4 +1,4 @@
-"""`vbdkit attach`, `detach`: the commands on a host with everything but Xen (tests/toolstack/xen.py)."""
+"""`vbdkit attach`, `detach` and `run`: the commands on a host with everything but Xen (tests/toolstack/xen.py)."""
 
 import os
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import PYTHON, run_command
+from tests.cli.conftest import PYTHON, SOURCE, run_command
 from tests.images import image, make_image
 from tests.need import need_loop_devices, need_program
 from tests.toolstack.xen import Xen, make_xen
-from vbdkit.toolstack.nodes import Disk, wait_for_state
+from vbdkit.toolstack.nodes import Disk, add_disk, wait_for_state
 
 __all__ = ["image"]
 
@@ -152,3 +152,86 @@ def test_a_store_that_is_not_there_is_said(package: Path, tmp_path: Path) -> Non
     done = run_command(package, "detach", "5", "xvda", env=environment)
     assert done.returncode == 1
     assert done.stderr.startswith("vbdkit: cannot connect to xenstore: ")
+
+
+class TestRun:
+    """`vbdkit run`: one script by hand."""
+
+    @pytest.fixture
+    def waiting(self, xen: Xen, image: Path) -> Disk:
+        """A disk whose nodes stand and whose backend waits: what a failed xl block-attach leaves."""
+        disk = Disk(5, os.fsencode(image), os.fsencode(xen.host.script))
+        add_disk(xen.store, disk)
+        wait_for_state(xen.store, disk, {b"2"}, 10)
+        return disk
+
+    def test_it_shows_call_nodes_output_time_and_changes(
+        self, vbdkit: Vbdkit, xen: Xen, waiting: Disk, image: Path
+    ) -> None:
+        script = xen.script(
+            "block-chatty",
+            f'#!/bin/sh\necho "to stdout"; echo "to stderr" >&2\nexec {xen.host.script} "$@"\n',
+        )
+        done = vbdkit("run", "--script", script, "add", "web", "xvda")
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        assert lines[0] == f"guest 5 (web), disk xvda: {script} add"
+        assert f"  script={script}" in lines
+        assert "  XENBUS_PATH=backend/vbd/5/51712" in lines
+        assert "  XENBUS_TYPE=vbd" in lines
+        nodes = lines[lines.index("nodes") : lines.index("output")]
+        assert f"  params = {image}" in nodes
+        assert "  state = 2" in nodes
+        assert not [line for line in nodes if "hotplug" in line]
+        output = lines[lines.index("output") + 1 : lines.index("changes in the store")]
+        assert output == ["  to stdout", "  to stderr"]
+        changes = lines[lines.index("changes in the store") + 1 : -1]
+        assert "  + /local/domain/0/backend/vbd/5/51712/hotplug-status = connected" in changes
+        assert any(re.search(r"  \+ /local/.*/physical-device = [0-9a-f]+:[0-9a-f]+$", line) for line in changes)
+        assert re.fullmatch(r"exit 0 after \d+\.\d ms", lines[-1])
+        connected(xen)
+        xen.detach()
+        assert xen.left() == []
+
+    def test_what_went_is_shown_with_what_it_was(self, vbdkit: Vbdkit, xen: Xen, image: Path) -> None:
+        xen.attach(f"{image},,xvda")
+        connected(xen)
+        done = vbdkit("run", "remove", "5", "xvda")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "  - /local/domain/0/backend/vbd/5/51712/hotplug-status (was connected)" in done.stdout.splitlines()
+        xen.detach()
+        assert xen.left() == []
+
+    def test_a_script_that_fails_is_shown_with_its_reason(
+        self, vbdkit: Vbdkit, xen: Xen, waiting: Disk, image: Path
+    ) -> None:
+        image.unlink()
+        done = vbdkit("run", "add", "5", "xvda")
+        assert done.returncode == 1
+        assert done.stderr == f"vbdkit: {image} does not exist\n"
+        assert f"  + {waiting.backend.decode()}/hotplug-error = {image} does not exist" in done.stdout.splitlines()
+        assert re.fullmatch(r"exit 1 after \d+\.\d ms", done.stdout.splitlines()[-1])
+
+    def test_a_script_that_changes_nothing_anywhere(self, vbdkit: Vbdkit, xen: Xen, waiting: Disk) -> None:
+        script = xen.script("block-idle", "#!/bin/sh\nexec sleep 60\n")
+        done = vbdkit("run", "--script-limit", "0.4", "--script", script, "add", "5", "xvda")
+        lines = done.stdout.splitlines()
+        assert lines[-5:-1] == ["output", "  none", "changes in the store", "  none"]
+        assert lines[-1].startswith("killed after 0.4 s (C6) after ")
+        assert done.returncode == 1
+
+    def test_changes_anywhere_in_the_store_are_seen(self, vbdkit: Vbdkit, xen: Xen, waiting: Disk) -> None:
+        script = xen.script(
+            "block-far",
+            "#!/bin/sh\nexec /usr/bin/python3 -c 'import sys, time; sys.path.insert(0, sys.argv[1])\n"
+            "from vbdkit.xenstore.client import Connection\n"
+            'Connection.open(time.monotonic() + 9).write(b"/local/far/away", b"a\\nb")'
+            f"' {SOURCE.parent}\n",
+        )
+        done = vbdkit("run", "--script", script, "add", "5", "xvda")
+        assert "  + /local/far/away = a\\nb" in done.stdout.splitlines(), done.stdout
+
+    def test_one_that_cannot_be_started_is_said(self, vbdkit: Vbdkit, waiting: Disk) -> None:
+        done = vbdkit("run", "--script", "/nowhere/block", "add", "5", "xvda")
+        assert "  /nowhere/block cannot be started: No such file or directory" in done.stdout.splitlines()
+        assert (done.returncode, done.stderr) == (1, "vbdkit: /nowhere/block add: exit 127\n")

@@ -81,7 +81,7 @@ class Toolstack:
     def attach(self, disk: Disk) -> Attached:
         """Give a guest a disk. Raises Failure or StoreError; then nothing is left of it, or it is said what."""
         limits = self.settings.limits
-        self._allow(limits.ready)
+        self.allow(limits.ready)
         add_disk(self.store, disk)
         begun = False
         try:
@@ -121,28 +121,36 @@ class Toolstack:
                 if not force:
                     raise Unfinished(run, ["its nodes stay; try again, or with --force let go of it all the same"])
                 problems.append(str(run))
-            self._allow()
+            self.allow()
             remove_disk(self.store, disk)
         else:
             problems += self._let_go_elsewhere(disk, force)
         return problems
 
     def run(self, disk: Disk, command: str) -> ScriptRun:
-        """Run a disk's script with ADD or REMOVE by the disk's way, whatever state it is in. Raises StoreError.
-
-        A script that cannot be started is a run with status 127 (libxl: 255) and the reason as its output.
-        """
+        """Do a script's ADD or REMOVE by the disk's way, whatever state it is in. Raises StoreError."""
         if disk.way == DIRECT:
             return self._here(disk, command)
         if disk.way == PATH_ONLY and command == REMOVE:
             # Ours go first: once the script has released the device, its number may be another's.
-            self._allow()
+            self.allow()
             self.store.remove_many([disk.backend + b"/" + name for name in (PHYSICAL_DEVICE, HOTPLUG_STATUS)])
+        run = self.start_script(disk, command)
+        if disk.way != PATH_ONLY or command == REMOVE or run.status != 0:
+            return run
+        ours = self._here(disk, ADD, publish_only=True)
+        return ScriptRun(ours.status, False, run.seconds + ours.seconds, run.output + ours.output, ours.error)
+
+    def start_script(self, disk: Disk, command: str) -> ScriptRun:
+        """Run a disk's script in a process of its own, and nothing else: a path-only one's device stays unpublished.
+
+        One that cannot be started is a run with status 127 and the reason as its output. Raises StoreError.
+        """
         extra = PUBLISH if disk.way == PATH_ONLY else {}
         limit = self.settings.limits.script
-        self._allow(limit)
+        self.allow(limit)
         try:
-            run = run_script(
+            return run_script(
                 self.store,
                 self.settings.system,
                 disk.script,
@@ -157,14 +165,10 @@ class Toolstack:
         except OSError as error:
             said = f"{shown(disk.script)} cannot be started: {error.strerror}"
             return ScriptRun(127, False, 0.0, said.encode("utf-8"), None)
-        if disk.way != PATH_ONLY or command == REMOVE or run.status != 0:
-            return run
-        ours = self._here(disk, ADD, publish_only=True)
-        return ScriptRun(ours.status, False, run.seconds + ours.seconds, run.output + ours.output, ours.error)
 
     def _here(self, disk: Disk, command: str, publish_only: bool = False) -> ScriptRun:
         limit = self.settings.limits.script
-        self._allow(limit)
+        self.allow(limit)
         return run_here(
             self.store,
             self.settings.system,
@@ -204,7 +208,7 @@ class Toolstack:
 
     def _published(self, disk: Disk) -> bytes | None:
         """Return the device that a script published. Raises Failure where it did not: guests wait for one."""
-        self._allow()
+        self.allow()
         names = (PHYSICAL_DEVICE_PATH, PHYSICAL_DEVICE)
         path, number = self.store.read_many([disk.backend + b"/" + name for name in names])
         if not path and not number:
@@ -218,7 +222,7 @@ class Toolstack:
     def _served_elsewhere(self, disk: Disk) -> Attached:
         """Wait for what the domain that serves the disk makes of it. Raises Failure where that says that it failed."""
         limit = self.settings.limits.script
-        self._allow(limit)
+        self.allow(limit)
         end = time.monotonic() + limit
         names = (HOTPLUG_STATUS, HOTPLUG_ERROR, STATE, PHYSICAL_DEVICE_PATH)
         token = b"outcome-%d-%d" % (disk.domid, disk.devid)
@@ -248,7 +252,7 @@ class Toolstack:
                 run = self._remove(disk) if ours else None
                 if isinstance(run, Failure):
                     problems.append(str(run))
-            self._allow()
+            self.allow()
             if ours or not begun:
                 remove_disk(self.store, disk)
             else:
@@ -262,7 +266,7 @@ class Toolstack:
         limit = self.settings.limits.close
         elsewhere = disk.backend_domid != self.own_domid
         for forced in (frontend, True):
-            self._allow(limit)
+            self.allow(limit)
             if not close_disk(self.store, disk, forced):
                 return
             try:
@@ -293,7 +297,7 @@ class Toolstack:
     def _let_go_elsewhere(self, disk: Disk, force: bool) -> list[str]:
         """Remove our nodes and wait until the domain that serves the disk has removed its own."""
         limit = self.settings.limits.close
-        self._allow(limit)
+        self.allow(limit)
         remove_disk(self.store, disk, backend=False)
         try:
             wait_for_state(self.store, disk, (), limit, gone=True)
@@ -305,6 +309,6 @@ class Toolstack:
             return [said + "; it is removed now"]
         return []
 
-    def _allow(self, seconds: float = 0.0) -> None:
+    def allow(self, seconds: float = 0.0) -> None:
         """Let the store's connection last for a wait of so many seconds, and what comes with it."""
         self.store.deadline = time.monotonic() + seconds + _PATIENCE
