@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import domains, sharing
+from . import domains, sharing, toolstack_cases
 from .harness import (
     ANSWER,
     MARKER,
@@ -267,6 +267,8 @@ CASES: dict[str, Case] = {
     "nbd": sharing.network_block_device,
     "drbd": sharing.replicated,
     "dom0": sharing.dom0s_own,
+    "toolstack": toolstack_cases.beside_xl,
+    "ways": toolstack_cases.three_ways,
     "storm": storm,
 }
 SHORT = ("file", "refused")

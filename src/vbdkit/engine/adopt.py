@@ -26,10 +26,6 @@ def adopt(run: "Run") -> None:
     assert store is not None
     names = (PARAMS, MODE, STATE, HOTPLUG_ERROR, PHYSICAL_DEVICE_PATH, PHYSICAL_DEVICE)
     params, text, state, error, path, number = store.read_many([vbd.node(name) for name in names])
-    mode = asked(run, params, text, state)
-    assert params is not None
-    if not path:
-        raise Failure("the script ended well, but left {path}/physical-device-path unwritten", path=vbd.path)
     if number is not None:
         raise Failure(
             "the script said that it leaves {path}/physical-device to the toolstack (path-only), but wrote {number}: "
@@ -37,6 +33,10 @@ def adopt(run: "Run") -> None:
             path=vbd.path,
             number=number,
         )
+    mode = asked(run, params, text, state)
+    assert params is not None
+    if not path:
+        raise Failure("the script ended well, but left {path}/physical-device-path unwritten", path=vbd.path)
     target = run.platform.open_target(path, mode.writable)
     try:
         if target.kind != DEVICE:
