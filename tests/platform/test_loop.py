@@ -78,3 +78,31 @@ def test_the_longest_name_of_a_vbd_fits_the_label(image: Path) -> None:
     os.close(fd)
     assert made.owner == owner.encode()
     assert loop.release(made.number, made.backing, owner) is True
+
+
+def test_a_list_that_the_kernel_gives_in_pieces_is_not_relied_on(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While other devices go, /proc/partitions leaves out some that stay: seen with 300 loop devices, in 1 of 100 reads.
+    first, second = (
+        losetup("--find", "--show", str(image)),
+        losetup("--find", "--show", str(make_image(tmp_path / "b"))),
+    )
+    try:
+        whole = b"major minor  #blocks  name\n\n" + b"   7  1  1024 other\n" * 250
+        monkeypatch.setattr(loop, "read", lambda path: whole if path == b"/proc/partitions" else path)
+        found = {made.path.decode() for made in loop.bound()}
+        assert {first, second} <= found
+    finally:
+        losetup("-d", first)
+        losetup("-d", second)
+
+
+def test_a_short_list_comes_in_one_piece(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = losetup("--find", "--show", str(image))
+    try:
+        short = b"major minor  #blocks  name\n\n   7  1  1024 " + name.rpartition("/")[2].encode() + b"\n"
+        monkeypatch.setattr(loop, "read", lambda path: short)
+        assert [made.path.decode() for made in loop.bound()] == [name]
+    finally:
+        losetup("-d", name)

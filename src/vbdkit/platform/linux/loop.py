@@ -34,6 +34,8 @@ _CONFIG = Struct("=II232s64x")
 _BLOCK_SIZE = 512
 # What open says of a device without a node, without a driver, or in the middle of its release.
 _NOT_THERE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
+# Shorter than the smallest page by more than one line: all of it came in one piece.
+_ONE_PIECE = 3900
 
 
 class Loop:
@@ -109,19 +111,29 @@ def _status(fd: int, number: int) -> Loop | None:
 
 
 def bound() -> "list[Loop]":
-    """Return all bound loop devices of this host. Raises OSError.
-
-    /proc/partitions lists the block devices that have a size, so unbound ones need not be opened
-    (show_partition in the kernel's block/genhd.c).
-    """
+    """Return all bound loop devices of this host. Raises OSError."""
     found = []
-    for line in read(b"/proc/partitions").splitlines():
-        name = line.rpartition(b" ")[2]
+    for name in _candidates():
         if name.startswith(b"loop") and name[4:].isdigit():
             loop = query(int(name[4:]))
             if loop is not None:
                 found.append(loop)
     return found
+
+
+def _candidates() -> "list[bytes]":
+    """Return the names of all block devices that may be bound loop devices, and of few others.
+
+    /proc/partitions has those that have a size, so unbound ones need not be opened (show_partition in the kernel's
+    block/genhd.c). But it comes in pieces of a page: when any device goes between two of them, the next one begins
+    too far down the list (disk_seqf_start), and devices that are there are left out. So a list that may be longer
+    than one page is asked of sysfs, where a bound loop device has a folder "loop" (loop_sysfs_init in loop.c).
+    """
+    listed = read(b"/proc/partitions")
+    if len(listed) < _ONE_PIECE:
+        return [line.rpartition(b" ")[2] for line in listed.splitlines()]
+    place = b"/sys/block/"
+    return [name for name in posix.listdir(place) if posix.access(place + name + b"/loop", posix.F_OK)]
 
 
 def owned() -> "list[Loop]":
