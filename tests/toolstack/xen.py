@@ -72,7 +72,7 @@ class Xen:
 
     def _ours(self, path: Path) -> bool:
         try:
-            return path.read_text().startswith(str(self.host.directory))
+            return path.read_bytes().startswith(os.fsencode(self.host.directory))
         except OSError:
             return False
 
