@@ -9,7 +9,7 @@ import syslog
 from vbdkit.engine import publish
 from vbdkit.protocol.failure import shown
 from vbdkit.protocol.nodes import PARAMS, PHYSICAL_DEVICE
-from vbdkit.xenstore.client import StoreError
+from vbdkit.xenstore.client import Connection, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def remove(run: "Run") -> None:
     """
     record = run.records.take(run.vbd.name, run.deadline)
     nodes: list[bytes | None] = [None, None, None]
-    trouble = None
+    trouble: str | bool | None = None
     if run.store is None:
         trouble = "xenstore cannot be reached"
     else:
@@ -33,8 +33,8 @@ def remove(run: "Run") -> None:
                 nodes = run.store.read_many([run.vbd.node(name) for name in names])
             publish.gone(run.store, run.vbd)
         except StoreError as error:
-            trouble = str(error)
-    if trouble is not None:
+            trouble = _take_back_anew(run) and str(error)
+    if trouble:
         run.log(syslog.LOG_WARNING, f"{trouble}; going on from the record")
     if record is not None:
         run.doing = "releasing what is noted in", record.path
@@ -55,6 +55,16 @@ def _remove_backend(run: "Run") -> None:
         publish.gone_whole(run.store, run.vbd)
     except StoreError as error:
         run.log(syslog.LOG_WARNING, f"{shown(run.vbd.path)} stays: {error}")
+
+
+def _take_back_anew(run: "Run") -> bool:
+    """Take the nodes back over a new connection, after the first one broke. Returns whether they stay."""
+    try:
+        with Connection.open(run.deadline, run.environ) as fresh:
+            publish.gone(fresh, run.vbd)
+    except StoreError:
+        return True
+    return False
 
 
 def _by_nodes(run: "Run", node: bytes | None, number: bytes | None, params: bytes | None) -> str:

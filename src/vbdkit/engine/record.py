@@ -99,11 +99,11 @@ class Records:
                 except FileExistsError:
                     pass  # another script was faster
                 fd = posix.open(fresh, _WRITE, 0o600)
-            status = at(fd, fresh) if free(fd) else None
-            if status is None:
-                close(fd)
-                raise Busy("another run for this disk is at work on {path}; try again when it has ended", path=path)
             try:
+                status = at(fd, fresh) if free(fd) else None
+                if status is None:
+                    close(fd)
+                    raise Busy("another run for this disk is at work on {path}; try again when it has ended", path=path)
                 if status.st_size:  # a kill has left one
                     posix.ftruncate(fd, 0)
                 _write(fd, f"{VERSION}\n{_lines(facts)}")
