@@ -137,8 +137,11 @@ def points(of: list[Call]) -> list[Point]:
         found += [Point(call, "KILL"), Point(call, "TERM")]
         if call.name != "exit_group":
             found += [Point(call, name) for name in ERRNOS.get(call.name, _OTHERS)]
-    # An unfinished record that another run has is not ours to take away: tests/engine/test_record.py.
-    return [point for point in found if not (point.how == "EAGAIN" and point.call.path.endswith(".new"))]
+    # An unfinished record that another run has, or has replaced, is not ours to take away.
+    others = {("flock", "EAGAIN"), ("newfstatat", "ENOENT")}
+    return [
+        point for point in found if not (point.call.path.endswith(".new") and (point.call.name, point.how) in others)
+    ]
 
 
 def short(of: list[Call]) -> list[Point]:

@@ -161,15 +161,18 @@ def bind(fd: int, owner: str, deadline: float) -> Loop:
     try:
         while True:
             number: int = ioctl(control, LOOP_CTL_GET_FREE)
-            device = -1
+            device, bound_now = -1, False
             try:
                 device = _open(number)
                 ioctl(device, LOOP_CONFIGURE, config)
+                bound_now = True
                 loop = _status(device, number)
                 if loop is None:
                     raise OSError(errno.ENXIO, posix.strerror(errno.ENXIO))
                 return loop
             except OSError as error:
+                if bound_now:
+                    raise  # that one is ours, and the caller's to take back
                 # Another process took the number in between (EBUSY), or even gave it back and the kernel is at
                 # releasing it (ENXIO): ask for the next one.
                 if error.errno not in (errno.EBUSY, errno.ENXIO):
