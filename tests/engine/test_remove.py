@@ -33,6 +33,12 @@ def test_everything_is_released(attached: Disk) -> None:
     assert not {"physical-device", "physical-device-path", "node", "hotplug-status"} & set(attached.nodes())
 
 
+def test_without_a_record_the_label_leads_to_the_device(attached: Disk) -> None:
+    """Somebody has cleaned up /run."""
+    (attached.host.run_dir / "vbd-5-51712").unlink()
+    gone(attached)
+
+
 def test_a_device_that_was_there_stays(host: Host, loop_device: str) -> None:
     disk = host.disk(5, loop_device)
     disk.add()

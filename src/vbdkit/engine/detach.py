@@ -25,7 +25,7 @@ def remove(run: "Run") -> None:
     nodes: list[bytes | None] = [None, None, None]
     trouble: str | bool | None = None
     if run.store is None:
-        trouble = "xenstore cannot be reached"
+        trouble = _take_back_anew(run) and "xenstore cannot be reached"
     else:
         try:
             if record is None:
@@ -42,7 +42,7 @@ def remove(run: "Run") -> None:
         record.remove()
         record.close()
     else:
-        done = _by_nodes(run, *nodes)
+        done = _by_label(run) or _by_nodes(run, *nodes)
     if run.platform.REMOVES_BACKEND and run.store is not None and trouble is None:
         _remove_backend(run)
     run.log(syslog.LOG_INFO, "detached" + (": " + done if done else ""))
@@ -58,13 +58,24 @@ def _remove_backend(run: "Run") -> None:
 
 
 def _take_back_anew(run: "Run") -> bool:
-    """Take the nodes back over a new connection, after the first one broke. Returns whether they stay."""
+    """Take the nodes back over a new connection, after the first one failed. Returns whether they stay."""
     try:
         with Connection.open(run.deadline, run.environ) as fresh:
             publish.gone(fresh, run.vbd)
     except StoreError:
         return True
     return False
+
+
+def _by_label(run: "Run") -> str:
+    """Release what bears this vbd's name although there is no record of it: somebody has cleaned up /run."""
+    try:
+        name = run.records.owner(run.vbd.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    made = [facts for owner, facts in run.platform.owned() if owner == name]
+    done = [run.datapaths(facts["datapath"]).detach(run, facts) for facts in made]
+    return ", ".join(done)
 
 
 def _by_nodes(run: "Run", node: bytes | None, number: bytes | None, params: bytes | None) -> str:
