@@ -64,6 +64,7 @@ _RECORD = "/@/run/vbd-5-51712"
 _LIES = {
     (_RECORD, "openat", "ENOENT"),
     (_RECORD, "newfstatat", "ENOENT"),
+    (_RECORD, "unlink", "ENOENT"),
     (_RECORD + ".new", "newfstatat", "ENOENT"),
     (_RECORD + ".new", "flock", "EAGAIN"),
 }
@@ -144,9 +145,9 @@ def points(of: list[Call]) -> list[Point]:
     """Return all faults of these calls."""
     found = []
     for call in of:
-        found += [Point(call, "KILL"), Point(call, "TERM")]
+        found.append(Point(call, "KILL"))
         if call.name != "exit_group":
-            found += [Point(call, name) for name in ERRNOS.get(call.name, _OTHERS)]
+            found += [Point(call, how) for how in ("TERM", *ERRNOS.get(call.name, _OTHERS))]
     return [point for point in found if (point.call.path, point.call.name, point.how) not in _LIES]
 
 

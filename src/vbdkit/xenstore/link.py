@@ -197,7 +197,10 @@ class SocketLink:
         return self._sock.fileno()
 
     def close(self) -> None:
-        self._sock.close()
+        try:
+            self._sock.close()
+        except OSError:
+            pass  # gone all the same, and nothing was left to be sent
 
 
 class DeviceLink:
