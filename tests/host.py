@@ -233,7 +233,8 @@ def bound_loops(under: Path | None = None) -> list[str]:
 
 def backing_file(loop: str | bytes) -> str:
     """The file behind a loop device, as the kernel names it."""
-    return (Path("/sys/block") / os.fsdecode(loop).rpartition("/")[2] / "loop/backing_file").read_text().rstrip("\n")
+    path = Path("/sys/block") / os.fsdecode(loop).rpartition("/")[2] / "loop/backing_file"
+    return os.fsdecode(path.read_bytes()).rstrip("\n")
 
 
 @pytest.fixture
