@@ -4,7 +4,7 @@ export PYTHON
 # pytest's arguments: make check PYTEST='tests/engine -x'
 PYTEST ?= tests
 
-.PHONY: help try check lint types test bench check-faults sharing check-fuzz check-xen check-xen-short wheel clean
+.PHONY: help try check lint types test bench check-faults sharing check-fuzz check-stress check-xen check-xen-short wheel clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -42,6 +42,9 @@ check-xen: .setup	## the same on a real Xen under QEMU (root, apt; minutes)
 
 check-xen-short: .setup	## one guest with a disk, one refused (what CI runs)
 	.venv/bin/python -m tests.xenrig --short
+
+check-stress: .setup	## 200 rounds of 64 scripts with kills, on both of Xen's stores (root; a quarter of an hour)
+	.venv/bin/python -m tests.stress
 
 check-fuzz:	## a minute of fuzzing and many more hostile inputs
 	@tools/setup fuzz
