@@ -33,7 +33,7 @@ PLACES = {LOOP: True, IMAGE: True, OUTER: True, DISK: True, AWAY: False, SIBLING
 def test_the_whole_table(identity: Identity, kind: str, asked: str, has: str, same: bool) -> None:
     """O1 and O2 for all that can be said of one other user: where, what, how it is used, and whose it is."""
     meets = PLACES[identity]
-    if identity == DISK and kind != GUEST:
+    if identity == DISK and kind not in (GUEST, LOCK):
         meets = False  # the file system that the file lies on is mounted: that is how it comes to be a file
     if same:
         meets = False

@@ -64,10 +64,10 @@ def meets(chain: Chain, user: User) -> Link | None:
     """Return the link of the chain through which ``user`` uses the target, or None.
 
     A mount under the target's own file is how that file comes to be there, so it is no use of the target; a guest
-    that has what is under it can write the target, so it is one.
+    that has what is under it, or a program that has it as an image, can write the target, so that is one.
     """
     link = meeting(chain, user.identity)
-    if link is None or (link.place == HOST and user.kind != GUEST):
+    if link is None or (link.place == HOST and user.kind not in (GUEST, LOCK)):
         return None
     return link
 

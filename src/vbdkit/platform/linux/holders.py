@@ -3,9 +3,10 @@
 Reads /proc of all processes and sysfs; what cannot be read is not said.
 """
 
+import _stat
 import posix
 
-from vbdkit.platform.linux.kernel import device_folder, device_number, read
+from vbdkit.platform.linux.kernel import device_folder, device_number, exists, read
 from vbdkit.platform.linux.mounts import companions, mounts_of
 from vbdkit.platform.linux.names import device_name
 from vbdkit.storage.chain import ABOVE, BLOCK, Chain, Link
@@ -80,27 +81,35 @@ def _elsewhere(pid: int) -> int:
 
 
 def _opener(link: Link) -> User:
-    """Return a user for a device that a program, or nobody knows what, holds; with the process that has it open."""
+    """Return a user for a device that a program, or nobody knows what, holds; with a process that has it open.
+
+    Who holds a whole disk holds its partitions.
+    """
+    place = device_folder(link.identity[1])
+    rdevs = {link.identity[1]}
+    if exists(place + b"/partition"):
+        rdevs.add(device_number(read(place + b"/../dev")))
     for pid, _, status in _open_files():
-        if status.st_rdev == link.identity[1] and posix.major(status.st_rdev):
+        if status.st_rdev in rdevs and _stat.S_ISBLK(status.st_mode):
             return User(EXCLUSIVE, link.identity, True, pid=pid, program=_program(pid))
     return User(EXCLUSIVE, link.identity, True)
 
 
-def lock_holder(file: posix.stat_result) -> "tuple[int, bytes, int]":
-    """Return process id, program and guest (domid, -1: none) of who has locked a file; 0 where that is not to be seen.
+def lock_holders(file: posix.stat_result) -> "list[tuple[int, bytes, int]]":
+    """Return process id, program and guest (domid, -1: none) of each that has locked a file: (0, b"", -1) if unseen.
 
     The kernel shows a lock of an open file description in the fdinfo of its descriptors only (proc(5)).
     """
     want = (file.st_dev, file.st_ino)
+    found = {}
     for pid, fd, status in _open_files():
-        if (status.st_dev, status.st_ino) == want:
+        if (status.st_dev, status.st_ino) == want and pid not in found:
             try:
                 if b"\nlock:" in read(b"/proc/%d/fdinfo/%d" % (pid, fd)):
-                    return pid, _program(pid), _served_domid(pid)
+                    found[pid] = (pid, _program(pid), _served_domid(pid))
             except OSError:
                 continue
-    return 0, b"", -1
+    return list(found.values()) or [(0, b"", -1)]
 
 
 def _served_domid(pid: int) -> int:
@@ -112,14 +121,14 @@ def _served_domid(pid: int) -> int:
     return -1
 
 
-def held_by_number(rdev: int, users: "list[User]") -> bool:
+def held_by_number(rdev: int) -> bool:
     """Whether a device is held exclusively whose node is not where its name says. Raises OSError."""
     from vbdkit.platform.linux.users import is_held
 
     node = b"/dev/.vbdkit-%d" % posix.getpid()
     posix.mknod(node, 0o060600, rdev)
     try:
-        return is_held(node, rdev, users)
+        return is_held(node, rdev)
     finally:
         posix.unlink(node)
 

@@ -10,38 +10,32 @@ import posix
 from _struct import Struct
 from fcntl import F_WRLCK, fcntl
 
-from vbdkit.platform.linux.kernel import read
+from vbdkit.platform.linux.kernel import device_folder, read
+from vbdkit.platform.linux.loop import LOOP_MAJOR
 from vbdkit.platform.linux.mounts import mounts_of, unescaped
 from vbdkit.platform.target import Target
-from vbdkit.storage.chain import ABOVE, BLOCK, HOST, ITSELF, Chain, block_identity, file_identity
+from vbdkit.storage.chain import BELOW, BLOCK, HOST, ITSELF, Chain, block_identity, file_identity
 from vbdkit.storage.sharing import LOCK, MOUNT, SWAP, User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vbdkit.storage.chain import Link
 
-# fcntl.h; Python's fcntl has it only from 3.9 on some systems
-_F_OFD_GETLK = 36
+_F_OFD_GETLK = 36  # fcntl.h
 _FREE = 2  # F_UNLCK
 _LOCK = Struct("@hhqqi4x")
 # QEMU (block/file-posix.c) locks a byte per permission that it has, from 100 on, and per one that it does not
 # leave to others, from 200 on. Numbers of permissions: consistent read 0, write 1, unchanged write 2, resize 3.
 _IMAGE_LOCKS = (100, 200)
 _IMAGE_WRITERS = ((101, 1), (103, 1), (200, 1))
+_NOT_BY_THAT_NAME = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENOMEDIUM)
 
 
 def local_users(chain: Chain, target: Target, guests: "list[User]") -> "list[User]":
     """Return who in this domain uses what is on the chain; ``guests`` change nothing in that. Raises OSError."""
     links = chain.links
-    users = []
-    devices = {}
-    for identity, link in links.items():
-        if link.place is ITSELF:
-            users += _image_locks(target.fd, identity)
-        elif identity[0] != BLOCK and link.place is not HOST and link.name:
-            users += _file_locks(link)
-        if identity[0] == BLOCK and link.place is not HOST:
-            devices[identity[1]] = link
+    users = _locks(links, target)
+    devices = {identity[1]: link for identity, link in links.items() if identity[0] == BLOCK and link.place is not HOST}
     users += _swaps(links)
     if devices:
         users += [
@@ -51,10 +45,11 @@ def local_users(chain: Chain, target: Target, guests: "list[User]") -> "list[Use
     known = {user.identity for user in users if user.kind != LOCK}
     held = []
     for rdev, link in devices.items():
-        if link.identity in known or not (link.place is ITSELF or link.place is ABOVE):
-            continue  # what the target is carved from is held by that which makes the target of it
-        path = b"/proc/self/fd/%d" % target.fd if link.place is ITSELF else link.name
-        if is_held(path, rdev, users):
+        # What the target is carved from is held by that which makes the target of it; loop devices hold nothing.
+        if link.identity in known or (link.place is BELOW and not _under_loop(link)):
+            continue
+        path = b"/proc/self/fd/%d" % target.fd if link.place is ITSELF else link.name or _node(rdev)
+        if is_held(path, rdev):
             held.append(link)
     if held:
         from vbdkit.platform.linux.holders import holders_of
@@ -63,31 +58,65 @@ def local_users(chain: Chain, target: Target, guests: "list[User]") -> "list[Use
     return users
 
 
-def _file_locks(link: "Link") -> "list[User]":
-    """Return the program that has locked a file of the chain, by the path that its loop device knows it by."""
+def _under_loop(link: "Link") -> bool:
+    via = link.via
+    return via is not None and via[0] == BLOCK and posix.major(via[1]) == LOOP_MAJOR
+
+
+def _locks(links: "dict[tuple[int, int], Link]", target: Target) -> "list[User]":
+    """Return the programs that have locked something on the chain as QEMU locks its images.
+
+    A lock belongs to the inode by which it was taken: a file's, by whatever name, or a device's node's.
+    """
+    users = []
+    own = (target.stat.st_dev, target.stat.st_ino)
+    for identity, link in links.items():
+        if link.place is ITSELF:
+            users += _image_locks(target.fd, identity)
+        if identity[0] != BLOCK:
+            name = link.name
+        elif link.place is HOST:
+            continue  # what a mounted file system is on may be beyond even our reach (containers)
+        else:
+            name = _node(identity[1])
+        if not name:
+            continue
+        try:
+            fd = posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY)
+        except OSError as error:
+            if error.errno in _NOT_BY_THAT_NAME:
+                continue  # deleted or renamed: whoever has it open has it by a path that nobody knows
+            raise
+        try:
+            status = posix.fstat(fd)
+            inode = (status.st_dev, status.st_ino)
+            if inode != own and identity in (inode, (BLOCK, status.st_rdev)):
+                users += _image_locks(fd, identity)
+        finally:
+            posix.close(fd)
+    return users
+
+
+def _node(rdev: int) -> bytes:
+    """Return the node that the kernel makes for a device; empty where sysfs does not know it."""
     try:
-        fd = posix.open(link.name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return []  # deleted or renamed: whoever has it open has it by a path that nobody knows
-        raise
-    try:
-        status = posix.fstat(fd)
-        return _image_locks(fd, link.identity) if (status.st_dev, status.st_ino) == link.identity else []
-    finally:
-        posix.close(fd)
+        return b"/dev/" + posix.readlink(device_folder(rdev)).rpartition(b"/")[2].replace(b"!", b"/")
+    except FileNotFoundError:
+        return b""
 
 
 def _image_locks(fd: int, identity: "tuple[int, int]") -> "list[User]":
-    """Return the program that has locked an open file or device as QEMU does, if any."""
+    """Return the programs that have locked an open file or device as QEMU does."""
     first, last = _IMAGE_LOCKS[0], _IMAGE_LOCKS[1] + 100
     if not _locked(fd, first, last - first):
         return []
     writable = any(_locked(fd, start, length) for start, length in _IMAGE_WRITERS)
-    from vbdkit.platform.linux.holders import lock_holder
+    from vbdkit.platform.linux.holders import lock_holders
 
-    pid, program, domid = lock_holder(posix.fstat(fd))
-    return [User(LOCK, identity, writable, domid=domid, pid=pid, program=program)]
+    return [
+        User(LOCK, identity, writable, domid=domid, pid=pid, program=program)
+        for pid, program, domid in lock_holders(posix.fstat(fd))
+    ]
 
 
 def _locked(fd: int, start: int, length: int) -> bool:
@@ -116,10 +145,10 @@ def _swaps(links: "dict[tuple[int, int], Link]") -> "list[User]":
     return users
 
 
-def is_held(path: bytes, rdev: int, users: "list[User]") -> bool:
+def is_held(path: bytes, rdev: int) -> bool:
     """Whether somebody holds a block device exclusively: a mount anywhere, swap, md, device-mapper, a program.
 
-    Adds to ``users`` who has locked it as an image. Raises OSError.
+    Raises OSError.
     """
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NONBLOCK)
@@ -129,14 +158,13 @@ def is_held(path: bytes, rdev: int, users: "list[User]") -> bool:
         if error.errno == errno.ENOENT:
             from vbdkit.platform.linux.holders import held_by_number
 
-            return held_by_number(rdev, users)
+            return held_by_number(rdev)
         if error.errno in (errno.ENXIO, errno.ENOMEDIUM):
             return False
         raise
     try:
         if posix.fstat(fd).st_rdev != rdev:
             raise OSError(errno.ESTALE, "is another device than a moment ago", path)
-        users += _image_locks(fd, (BLOCK, rdev))
     finally:
         posix.close(fd)
     return False
