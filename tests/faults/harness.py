@@ -187,8 +187,9 @@ class Bench:
             self._nothing_left("after remove again")
             mine = self._disk(self._first, kind)
         _well(mine.add())
-        if other.add().status == 0:
-            raise Violation("the other guest got what the first has")
+        result = other.add()
+        if result.status == 0:
+            raise Violation(f"two guests have it at last: {mine.nodes()} and {result.nodes}, {losetup('-l')}")
         _well(mine.remove())
         _well(other.remove())
         self._nothing_left("at the end")

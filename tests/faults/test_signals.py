@@ -165,3 +165,14 @@ def test_two_scripts_for_one_disk_do_not_work_at_the_same_time(host: Host, image
     assert ended(second) == (0, "")
     assert (loops_on(image), records(host)) == ([], [])
     assert "physical-device" not in disk.nodes()
+
+
+def test_a_loop_device_whose_node_is_missing_hides_no_guest(host: Host, image: Path) -> None:
+    """A dom0 without udev, or somebody who cleans up /dev: the file is in use all the same."""
+    disk = host.disk(5, image)
+    node = disk.add().nodes["node"]
+    os.unlink(node)
+    assert host.disk(6, image).add().outcome == b"busy"
+    os.unlink(node)
+    assert disk.remove().status == 0
+    assert (loops_on(image), records(host)) == ([], [])

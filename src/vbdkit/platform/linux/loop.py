@@ -91,9 +91,17 @@ def backing_name(number: int) -> bytes:
 
 
 def _open_to_ask(number: int) -> int | None:
-    """Open a loop device for its status; None where there is none to ask."""
+    """Open a loop device for its status, making its node where that is missing; None where there is none to ask."""
+    path, flags = device_path(number), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK
     try:
-        return posix.open(device_path(number), posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        try:
+            return posix.open(path, flags)
+        except FileNotFoundError:
+            # A device is there without its node, too, and what it is bound to is in use.
+            if not posix.access(b"/sys/block/loop%d" % number, posix.F_OK):
+                return None
+            _make_node(number)
+            return posix.open(path, flags)
     except OSError as error:
         if error.errno in _NOT_THERE:
             return None
@@ -201,12 +209,15 @@ def _open(number: int) -> int:
     try:
         return posix.open(path, posix.O_RDWR | posix.O_CLOEXEC)
     except FileNotFoundError:
-        pass
-    try:
-        posix.mknod(path, 0o060660, posix.makedev(LOOP_MAJOR, number))
-    except FileExistsError:
-        pass
+        _make_node(number)
     return posix.open(path, posix.O_RDWR | posix.O_CLOEXEC)
+
+
+def _make_node(number: int) -> None:
+    try:
+        posix.mknod(device_path(number), 0o060660, posix.makedev(LOOP_MAJOR, number))
+    except FileExistsError:
+        pass  # somebody was faster
 
 
 def release(number: int, backing: "tuple[int, int]", owner: str) -> "bool | None":
