@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.host import Disk, bound_loops
+from tests.images import losetup
 from tests.need import need_loop_devices
 from tests.stores import need_real_stores
 from tests.stress.farm import Farm, Figures, farm
@@ -81,7 +82,8 @@ def test_the_farm_notices_what_is_left(small: Farm, monkeypatch: pytest.MonkeyPa
     (small.host.run_dir / "vbd-1-51712").unlink()
     with pytest.raises(AssertionError, match="there is no record of it"):
         small.check()
-    disk.forget()
+    small.remove_everything()
+    losetup("--find", str(small.images[0]))
     with pytest.raises(AssertionError, match="a loop device is left"):
         small.remove_everything()
     assert small.figures.counts["leaks"] == 1

@@ -104,6 +104,9 @@ class Records:
                 if status is None:
                     close(fd)
                     raise Busy("another run for this disk is at work on {path}; try again when it has ended", path=path)
+                if status.st_uid != posix.geteuid():
+                    close(fd)
+                    raise Failure("{path} belongs to another user; see whose it is and remove it", path=fresh)
                 if status.st_size:  # a kill has left one
                     posix.ftruncate(fd, 0)
                 _write(fd, f"{VERSION}\n{_lines(facts)}")
