@@ -1,5 +1,6 @@
 """`vbdkit attach`, `detach` and `run`: the commands on a host with everything but Xen (tests/toolstack/xen.py)."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -10,8 +11,11 @@ import pytest
 
 from tests.cli.conftest import PYTHON, SOURCE, run_command
 from tests.images import image, make_image
-from tests.need import need_loop_devices, need_program
+from tests.need import need_loop_devices, need_program, need_root
 from tests.toolstack.xen import Xen, make_xen
+from vbdkit.cli import domain
+from vbdkit.cli.report import CommandError
+from vbdkit.toolstack import settings
 from vbdkit.toolstack.nodes import Disk, add_disk, wait_for_state
 
 __all__ = ["image"]
@@ -140,11 +144,24 @@ def test_a_name_that_is_no_text_gets_through(vbdkit: Vbdkit, xen: Xen, tmp_path:
     xen.detach()
 
 
-@pytest.mark.parametrize("domain", ["32752", "", "999999999999"])
-def test_a_domain_that_is_none_is_wrong_use(vbdkit: Vbdkit, domain: str) -> None:
-    done = vbdkit("attach", domain, "a,,hda")
+@pytest.mark.parametrize("text", ["32752", "", "999999999999"])
+def test_a_domain_that_is_none_is_wrong_use(vbdkit: Vbdkit, text: str) -> None:
+    done = vbdkit("attach", text, "a,,hda")
     assert (done.returncode, done.stdout) == (2, "")
     assert "is no domain (numbers go from 0 to 32751" in done.stderr
+
+
+def test_a_configuration_that_others_can_change_is_not_used(safe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_root()
+    file = safe_folder / "vbdkit.toml"
+    file.write_text("no-script = true\n")
+    monkeypatch.setattr(domain, "DEFAULT", file)
+    monkeypatch.setattr(settings, "DEFAULT", file)
+    arguments = argparse.Namespace(config=None)
+    assert domain.settings_of(arguments).no_script
+    file.chmod(0o666)
+    with pytest.raises(CommandError, match=r"others than root can change the configuration .*/vbdkit.toml"):
+        domain.settings_of(arguments)
 
 
 def test_a_store_that_is_not_there_is_said(package: Path, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.images import image, make_image
-from tests.toolstack.xen import Xen, everything, oxenstored, xen
+from tests.toolstack.xen import Xen, everything, make_xen, oxenstored, xen
 from vbdkit.protocol.failure import Failure
 from vbdkit.toolstack.lifecycle import Unfinished
 from vbdkit.toolstack.nodes import disks_of, find_disk, wait_for_state
@@ -307,6 +308,26 @@ class TestDetach:
         with pytest.raises(Failure, match="is served by qdisk, not by a block script; xl block-detach 5 xvda"):
             xen.detach()
         assert xen.read("/libxl/5/device/vbd/51712/backend")
+
+
+class TestFreebsd:
+    """Another system's convention (C4, O4): the script's arguments, and which node wakes the driver."""
+
+    @pytest.fixture(params=["script", "no script"])
+    def bsd(self, request: pytest.FixtureRequest, tmp_path: Path, store_socket: Path) -> Iterator[Xen]:
+        with make_xen(tmp_path, store_socket, "freebsd") as made:
+            made.settings(no_script=request.param == "no script")
+            yield made
+
+    def test_the_file_itself_is_the_device(self, bsd: Xen, image: Path) -> None:
+        attached = bsd.attach(f"{image},,xvda")
+        connected(bsd)
+        assert attached.device == os.fsencode(image)
+        assert first_bytes(bsd) == b"first sector"
+        with pytest.raises(Failure, match=r"in use by guest 5 \(web\) as its disk xvda"):
+            bsd.attach(f"{image},,xvda", domid=6)
+        bsd.detach()
+        assert bsd.left() == []
 
 
 class TestDriverDomain:

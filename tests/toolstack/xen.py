@@ -14,7 +14,7 @@ from tests.need import need_loop_devices
 from tests.stores import Store, real_store
 from vbdkit.protocol import parse_disk
 from vbdkit.toolstack.choice import choose
-from vbdkit.toolstack.driver import LinuxDriver
+from vbdkit.toolstack.driver import ModelDriver, driver_for
 from vbdkit.toolstack.lifecycle import Attached, Toolstack
 from vbdkit.toolstack.nodes import Guest, create_guest, find_disk
 from vbdkit.toolstack.settings import Settings
@@ -29,7 +29,7 @@ class Xen:
 
     host: Host
     stack: Toolstack
-    driver: LinuxDriver
+    driver: ModelDriver
 
     @property
     def store(self) -> Connection:
@@ -107,12 +107,12 @@ def xen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Xen]:
 
 
 @contextmanager
-def make_xen(directory: Path, socket: Path) -> Iterator[Xen]:
-    """The host on one store."""
-    host = Host(directory, socket)
+def make_xen(directory: Path, socket: Path, system: str = "linux") -> Iterator[Xen]:
+    """The host on one store, as on ``system``."""
+    host = Host(directory, socket, system)
     environ = {b"XENSTORED_PATH": os.fsencode(socket), b"PATH": os.environb[b"PATH"]}
     settings = Settings(
-        system="linux",
+        system=system,
         scripts_dir=os.fsencode(directory),
         run_dir=os.fsencode(host.run_dir),
         lock_dir=os.fsencode(host.lock_dir),
@@ -121,7 +121,7 @@ def make_xen(directory: Path, socket: Path) -> Iterator[Xen]:
         store.mkdir(b"/local/domain/0/backend")
         for domid, name in ((5, b"web"), (6, b"mail")):
             create_guest(store, Guest(domid, name, UUID % domid))
-        made = Xen(host, Toolstack(store, settings, environ), LinuxDriver(environ))
+        made = Xen(host, Toolstack(store, settings, environ), driver_for(system)(environ))
         made.driver.__enter__()
         try:
             yield made

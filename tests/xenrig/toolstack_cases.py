@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .domains import _driver as driver_domain_with
 from .harness import (
     LIBRARY,
     MARKER,
@@ -111,6 +112,32 @@ def _without_ring(text: str) -> list[list[str]]:
     return [
         [word for number, word in enumerate(line.split()) if number not in (4, 5)] for line in text.splitlines()[1:]
     ]
+
+
+def served_elsewhere(check: Verdicts) -> None:
+    """A driver domain (xl devd) serves the disk: vbdkit waits for what its script makes of it, good or bad."""
+    alice, bob = neighbours()
+    file = image("/tmp/served.img")
+    with driver_domain_with(file) as driver:
+        check("the driver domain is up", driver.says("driver: xl devd runs", 200), driver.console()[-300:])
+        disk = f"vdev=xvdb,backend={driver.name},target=/dev/xvdc"
+        seen = alice.console().count(f"xvdb {MARKER}")
+        status, output = vbdkit("attach", alice.name, disk)
+        check("vbdkit attach", status == 0 and "/dev/xvdc" in output, output)
+        check("the guest reads it", wait(lambda: alice.console().count(f"xvdb {MARKER}") > seen, 60))
+        status, output = vbdkit("attach", bob.name, disk)
+        check("another guest is refused it in the driver domain's words", status == 1 and "in use by" in output, output)
+        check("they name the first one", f"guest {alice.domid}" in output, output)
+        print(f"     vbdkit says: {output}")
+        backends = f"/local/domain/{driver.domid}/backend/vbd"
+        check("nothing of it stays", node(f"{backends}/{bob.domid}/{XVDB}/params") is None)
+        check("nor in the toolstack's own nodes", node(f"/libxl/{bob.domid}/device/vbd/{XVDB}/params") is None)
+        # The guest's frontend is connected: it lets go when it is asked to.
+        wait(lambda: node(f"{backends}/{alice.domid}/{XVDB}/state") == "4")
+        status, output = vbdkit("detach", alice.name, "xvdb")
+        check("vbdkit detach", status == 0, output)
+        check("the driver domain has taken it away", node(f"{backends}/{alice.domid}/{XVDB}/params") is None)
+    nothing_left(check)
 
 
 # A path-only script: binds a loop device, writes its path, and leaves number, check and status to the toolstack.

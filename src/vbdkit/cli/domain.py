@@ -11,6 +11,7 @@ from pathlib import Path
 from vbdkit.cli import stub
 from vbdkit.cli.install import seconds
 from vbdkit.cli.report import CommandError, shown
+from vbdkit.cli.trust import distrusted
 from vbdkit.engine.record import RUN_DIR
 from vbdkit.engine.script import LOCK_DIR
 from vbdkit.protocol import VdevError, parse_vdev
@@ -49,6 +50,12 @@ _LIMITS = {
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """Return what configuration and options say, and for the folders what `vbdkit install` was told. Raises Failure."""
+    if arguments.config is None and os.geteuid() == 0 and DEFAULT.exists():
+        for found in distrusted(DEFAULT)[:1]:
+            raise CommandError(
+                f"others than root can change the configuration {DEFAULT}: {shown(found.path)} {found.why}",
+                ["it says which scripts root runs; make it root's own, or name another with --config"],
+            )
     settings = load_settings(arguments.config)
     told = stub.settings(Path(os.fsdecode(settings.script())))
     if settings.run_dir == RUN_DIR:
