@@ -4,7 +4,7 @@ export PYTHON
 # pytest's arguments: make check PYTEST='tests/engine -x'
 PYTEST ?= tests
 
-.PHONY: help try check lint types test bench check-faults sharing check-fuzz check-stress check-xen check-xen-short wheel clean
+.PHONY: help try check lint types test bench bench-devd check-faults sharing check-fuzz check-stress check-xen check-xen-short wheel clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -36,6 +36,9 @@ sharing: .setup	## every case of who may have what, before Xen's stock script an
 
 check-faults: .setup	## a kill and each error at every system call of add and remove (root; 10 minutes or more)
 	.venv/bin/python -m tests.faults
+
+bench-devd: .setup	## a driver domain's daemon with 500 disks coming and going
+	.venv/bin/python -m bench devd
 
 check-xen: .setup	## the same on a real Xen under QEMU (root, apt; minutes)
 	.venv/bin/python -m tests.xenrig

@@ -2,14 +2,14 @@
 
 Times are given as multiples of the floor, which is the interpreter that starts and does nothing (python3 -I -S -c
 pass): what a script in Python cannot go below. Needs root, since it makes loop devices, and Debian's Xen packages,
-which it downloads but does not install.
+which it downloads but does not install. `make bench-devd` (`devd`) is bench/devd.py's.
 """
 
 import argparse
 import signal
 import sys
 
-from . import report
+from . import devd, report
 from .contenders import Bench
 from .stage import CannotBench, Stage
 from .timing import ProcessFailed
@@ -22,6 +22,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "what", nargs="?", choices=["block", "devd"], default="block", help="the script (default), or the daemon"
+    )
     parser.add_argument("--json", action="store_true", help="print every sample as JSON")
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, at most {QUICK_OTHERS[-1]} other guests"
@@ -32,6 +35,9 @@ def main() -> int:
     # Ended from outside, it still takes away its loop devices and its xenstored.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if options.what == "devd":
+            print(devd.main(options.quick, _progress))
+            return 0
         with Stage() as stage:
             bench = Bench(stage, _progress)
             bench.run(rounds, QUICK_OTHERS if options.quick else OTHERS)

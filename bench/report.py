@@ -75,17 +75,17 @@ def _rows(figures: Figures, goals: dict[str, float]) -> list[str]:
 
 
 def _row(name: str, values: list[float]) -> str:
-    numbers = (statistics.median(values), _p90(values), min(values))
+    numbers = (statistics.median(values), percentile(values, 90), min(values))
     return f"{name:30}" + "".join(f"{number * 1000:9.3f}" for number in numbers) + f"{len(values):5}"
 
 
-def _p90(values: list[float]) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * 9 // 10)]
+def percentile(values: list[float], percent: int) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
 def _summaries(figures: Figures) -> dict[str, dict[str, object]]:
     return {
-        name: {"median": statistics.median(values), "p90": _p90(values), "n": len(values), "samples": values}
+        name: {"median": statistics.median(values), "p90": percentile(values, 90), "n": len(values), "samples": values}
         for name, values in figures.samples.items()
         if values
     }

@@ -60,25 +60,25 @@ class Stage:
         self._take_down()
 
     def _set_up(self) -> None:
-        self.tools = Path(_output(str(REALSTORE), "bin")).parent / "root/usr"
+        self.tools = Path(output(str(REALSTORE), "bin")).parent / "root/usr"
         self.stock = self.folder / "stock"
-        _output(str(REALSTORE), "scripts", str(self.stock))
+        output(str(REALSTORE), "scripts", str(self.stock))
         self.log = self.folder / "log"
         self.socket = self.folder / "store/socket"
-        self.store = int(_output(str(REALSTORE), "start", str(self.socket.parent)))
+        self.store = int(output(str(REALSTORE), "start", str(self.socket.parent)))
         self.ours = self.folder / "ours"
         self.ours.mkdir()
         # A copy, since the checkout may lie where others than root can write, which install refuses.
         library = self.folder / "library"
         shutil.copytree(CHECKOUT / "src/vbdkit", library / "vbdkit")
         install = [PYTHON, "-m", "vbdkit", "install", "--scripts-dir", str(self.ours), "--python", PYTHON]
-        _output(*install, environment={**os.environ, "PYTHONPATH": str(library)})
+        output(*install, environment={**os.environ, "PYTHONPATH": str(library)})
         self.file = self.folder / "file.img"
         backing = self.folder / "device.img"
         for path in (self.file, backing):
             with path.open("wb") as image:
                 image.truncate(IMAGE_BYTES)
-        self.loop = _output("losetup", "-f", "--show", str(backing))
+        self.loop = output("losetup", "-f", "--show", str(backing))
         for path in (LOGS, LOCK.parent):
             path.mkdir(parents=True, exist_ok=True)
         self._write({"/local/domain/0/domid": "0", "/local/domain/0/name": "Domain-0"} | _domain(GUEST))
@@ -138,7 +138,7 @@ class Stage:
         """The nodes go, as after `remove`; the file must not be bound any more."""
         for path in (_backend(GUEST), f"/local/domain/{GUEST}/device"):
             self._tool("rm", path)
-        bound = _output("losetup", "-j", str(self.file))
+        bound = output("losetup", "-j", str(self.file))
         if bound:
             raise CannotBench(f"remove left a loop device: {bound}")
 
@@ -149,7 +149,7 @@ class Stage:
             path = self.folder / f"{domid}.img"
             with path.open("wb") as image:
                 image.truncate(OTHER_BYTES)
-            device = _output("losetup", "-f", "--show", str(path))
+            device = output("losetup", "-f", "--show", str(path))
             number = os.stat(device).st_rdev
             disk = {"frontend": f"/local/domain/{domid}/device/vbd/{DEVID}", "frontend-id": str(domid), "mode": "w"}
             disk |= {"params": str(path), "type": "file", "state": "4", "online": "1", "dev": "xvda", "node": device}
@@ -169,14 +169,14 @@ class Stage:
 
     def _tool(self, verb: str, *arguments: str) -> str:
         command = f"{self.tools}/bin/xenstore-{verb}"
-        return _output(command, *arguments, environment=self.environment(Path("/none")))
+        return output(command, *arguments, environment=self.environment(Path("/none")))
 
     def versions(self) -> dict[str, str]:
         """Of what is compared: Debian's package, the interpreter."""
         package = next((self.tools.parents[1] / "debs").glob("xen-utils-common_*"))
         return {
-            "xen": _output("dpkg-deb", "-f", str(package), "Version"),
-            "python": _output(PYTHON, "--version"),
+            "xen": output("dpkg-deb", "-f", str(package), "Version"),
+            "python": output(PYTHON, "--version"),
             "syslog": "yes" if Path("/dev/log").exists() else "no (logging costs more in a dom0 that has one)",
         }
 
@@ -198,7 +198,8 @@ def _domain(domid: int) -> dict[str, str]:
     }
 
 
-def _output(*command: str, environment: dict[str, str] | None = None) -> str:
+def output(*command: str, environment: dict[str, str] | None = None) -> str:
+    """Run a command and return what it prints. Raises CannotBench with its words where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         name = " ".join(command[:2])
