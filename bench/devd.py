@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from vbdkit.protocol.nodes import CLOSED, HOTPLUG_STATUS, INIT_WAIT
-from vbdkit.toolstack.nodes import Disk, Guest, add_disk, create_guest
+from vbdkit.toolstack.nodes import Disk, Guest, add_disk, create_guest, remove_disk
 from vbdkit.xenstore.client import Connection
 
 from .report import machine, percentile
@@ -148,7 +148,10 @@ class DevdBench:
     def _detach(self, disks: Iterable[Disk]) -> list[float]:
         gone = {disk.backend for disk in disks}
         nodes = [(b"online", b"0"), (b"state", CLOSED)]
-        return self._timed(disks, nodes, lambda path: path if path in gone else None)
+        seconds = self._timed(disks, nodes, lambda path: path if path in gone else None)
+        for disk in disks:
+            remove_disk(self.toolstack, disk)
+        return seconds
 
     def _timed(
         self, disks: Iterable[Disk], nodes: list[tuple[bytes, bytes]], awaited: Callable[[bytes], bytes | None]

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.host import SOURCE, bound_loops
 from tests.stores import Store, running_store
 from vbdkit.protocol.nodes import CLOSED, HOTPLUG_STATUS, INIT_WAIT, STATE
-from vbdkit.toolstack.nodes import Disk, Guest, add_disk, create_guest
+from vbdkit.toolstack.nodes import Disk, Guest, add_disk, create_guest, remove_disk
 from vbdkit.xenstore.client import Connection, StoreError
 from vbdkit.xenstore.embedded import EmbeddedStore
 
@@ -156,8 +156,9 @@ class DriverDomain:
         until(lambda: self.status(disk) == status, f"{disk.backend!r} {status!r}: {self.said()[-5:]}")
 
     def gone(self, disk: Disk) -> None:
-        """Wait until the backend's directory is deleted."""
+        """Wait until the backend's directory is deleted, and do the rest of the toolstack's part."""
         until(lambda: not self.toolstack.exists(disk.backend), f"{disk.backend!r} deleted: {self.said()[-5:]}")
+        remove_disk(self.toolstack, disk)
 
     def state(self, disk: Disk) -> bytes | None:
         """The backend's state."""

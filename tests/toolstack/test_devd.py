@@ -171,13 +171,11 @@ def test_no_more_run_at_a_time_than_asked_and_never_two_for_one_disk(own_domain:
     log = tmp_path / "log"
     body = 'echo "begin $XENBUS_PATH" >>LOG; sleep 0.05; echo "end $XENBUS_PATH" >>LOG; xenstore=; exit 0'
     busy = script(tmp_path / "busy", body.replace("LOG", str(log)))
-    for domid in range(10, 22):
-        domain.guest(domid)
-        domain.waiting_disk(domid, "/dev/null", script=busy)
+    disks = [domain.waiting_disk(domain.guest(domid), "/dev/null", script=busy) for domid in range(10, 22)]
     domain.start("--jobs", "3")
     domain.says(" add: ", 12)
-    for domid in range(10, 22):
-        domain.write(domain.disk(domid, "/dev/null", script=busy), state=CLOSED, online=b"0")
+    for disk in disks:
+        domain.closed(disk)
     domain.says(" remove: ", 12)
     running: list[str] = []
     most = 0
@@ -404,7 +402,9 @@ def test_many_come_and_go(domain: DriverDomain) -> None:
             assert files == [str(image) for image in images]
             for disk in disks:
                 close_disk(domain.toolstack, disk)
-            until(lambda: domain.toolstack.list(ROOT) == [], "all gone")
+            for disk in disks:
+                domain.gone(disk)
+            assert domain.toolstack.list(ROOT) == []
         domain.says(" remove: ", 2 * count)
     assert (domain.records(), bound_loops(domain.folder)) == ([], [])
     assert len([line for line in domain.said() if line.startswith("vbd-")]) == 4 * count

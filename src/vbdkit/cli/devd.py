@@ -15,8 +15,7 @@ from vbdkit.cli.report import shown
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from vbdkit.toolstack.settings import default_scripts_dir
-from vbdkit.toolstack.jobs import Own
+    from vbdkit.toolstack.jobs import Own
 
 DESCRIPTION = """\
 Serves the disks of a driver domain, in place of `xl devd`: runs the block script when the backend driver waits for a
@@ -68,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vbdkit.engine.script import LOCK_DIR
     from vbdkit.platform import current
     from vbdkit.toolstack.devd import DriverDomain
+    from vbdkit.toolstack.settings import default_scripts_dir
 
     # What install was told, lest the two take each other's disks for unused.
     told = stub.settings(default_scripts_dir(current()) / stub.NAME)
