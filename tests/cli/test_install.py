@@ -74,6 +74,17 @@ class TestInstalledScript:
             -1
         ] == 'start("block", system="freebsd", run_dir=b"/run/a b")'
 
+    def test_carries_the_form_that_netbsds_driver_wants(self, command: Run, scripts: Path) -> None:
+        command("install", "--scripts-dir", scripts, "--system", "netbsd", "--physical-device", "hex")
+        last = (scripts / "block").read_text().splitlines()[-1]
+        assert last == 'start("block", system="netbsd", physical_device=b"hex")'
+
+    def test_the_form_is_no_other_systems(self, command: Run, scripts: Path) -> None:
+        done = command("install", "--scripts-dir", scripts, "--system", "linux", "--physical-device", "hex")
+        assert done.returncode == 1
+        assert "--physical-device is NetBSD's" in done.stderr
+        assert list(scripts.iterdir()) == []
+
     def test_carries_the_deadline_and_keeps_to_it(self, command: Run, scripts: Path, tmp_path: Path) -> None:
         place = ["--run-dir", tmp_path / "run", "--lock-dir", tmp_path / "lock"]
         done = command("install", "--scripts-dir", scripts, *place, "--deadline", "0.5")

@@ -149,6 +149,22 @@ class TestTheStory:
         assert done.returncode == 0
         assert "as on FreeBSD" in done.stdout
 
+    def test_root_can_ask_for_netbsds_way(self, root: Stage) -> None:
+        done = root.run("--system", "netbsd")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "block /local/domain/0/backend/vbd/1/51712 2: exit 0" in done.stdout
+        assert re.search(r" vnd = \S+/vnd0d\n", done.stdout)
+        assert re.search(r" physical-device = [0-9]+\n", done.stdout)
+        assert re.search(r"in use by guest 1 \(alice\) as its disk xvda, read-write \(through \S+/vnd0d\)", done.stdout)
+        assert "51712 6: exit 0" in done.stdout
+        assert done.stdout.count("gone: the whole backend directory") == 2
+
+    @pytest.mark.parametrize("system", ["linux", "freebsd", "netbsd"])
+    def test_all_that_each_step_tells_is_its_own(self, root: Stage, system: str) -> None:
+        """The driver runs beside the script: what it writes is told in its own step, whoever is faster."""
+        told = {root.run("--system", system).stdout.count("more that tell what it can do") for _ in range(3)}
+        assert told == {1 if system == "netbsd" else 3}
+
     def test_where_loop_devices_are_not_to_be_had_it_goes_the_other_way(self, root: Stage) -> None:
         need_program("unshare")
         hide = 'mount --bind /dev/null /dev/loop-control && exec "$@"'
@@ -231,8 +247,9 @@ class TestTheUsersImage:
 
 
 class TestWrongUse:
-    def test_the_linux_way_without_privilege(self, user: Stage) -> None:
-        done = user.run("--system", "linux")
+    @pytest.mark.parametrize("system", ["linux", "netbsd"])
+    def test_the_way_of_loop_devices_without_privilege(self, user: Stage, system: str) -> None:
+        done = user.run("--system", system)
         assert done.returncode == 1
         assert "you are not root" in done.stderr
         assert "--system freebsd" in done.stderr

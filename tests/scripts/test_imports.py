@@ -1,12 +1,20 @@
 """The hot path: what a run of `block` imports comes from a short list (ARCHITECTURE.md)."""
 
+import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.host import PYTHON, Host
-from tests.images import make_image
+from tests.images import losetup, make_image
+from tests.need import need_loop_devices
+from tests.platform.models.freebsd import Freebsd
+from tests.platform.models.netbsd import Netbsd
+from vbdkit.platform import SYSTEMS
+from vbdkit.protocol.invocation import build_invocation
+from vbdkit.toolstack.netbsd_host import take_away
 
 # What a bare interpreter has at its start, which costs nothing more.
 ALLOWED = {
@@ -31,25 +39,60 @@ def bare() -> set[str]:
     return imported(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
 
 
+class Machine:
+    """A host of one system, with a device that a guest could have."""
+
+    def __init__(self, system: str, folder: Path, socket: Path) -> None:
+        need_loop_devices()
+        settings: dict[str, bytes] = {}
+        self.device = ""
+        self.close: Callable[[], object] = lambda: None
+        if system == "linux":
+            self.device = losetup("--find", "--show", str(make_image(folder / "device.img")))
+            self.close = lambda: losetup("-d", self.device)
+        elif system == "freebsd":
+            freebsd = Freebsd(folder / "model")
+            self.device = str(freebsd.disk("ada0", "null"))
+            settings = freebsd.place.settings
+        else:
+            netbsd = Netbsd(folder / "model")
+            netbsd.disk("wd0", {"e": (2048, 4096)})
+            self.device = str(netbsd.dev / "wd0e")
+            self.close = lambda: take_away(netbsd.folder)
+            settings = netbsd.settings
+        self.host = Host(folder, socket, system, settings=settings)
+
+
+@pytest.fixture(params=["linux", "freebsd", "netbsd"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path, store_socket: Path) -> Iterator[Machine]:
+    """Each system in turn."""
+    made = Machine(request.param, tmp_path, store_socket)
+    yield made
+    made.close()
+    made.host.close()
+
+
 @pytest.mark.parametrize("case", ["file", "device", "refused", "missing"])
-def test_add_and_remove_import_only_what_is_on_the_list(host: Host, tmp_path: Path, bare: set[str], case: str) -> None:
-    image = make_image(tmp_path / "disk.img")
-    target = {"file": str(image), "device": "/dev/loop7", "refused": str(image), "missing": "/none"}[case]
-    if case == "device":
-        target = subprocess.run(
-            ["losetup", "--find", "--show", image], check=True, capture_output=True, text=True
-        ).stdout.strip()
+def test_add_and_remove_import_only_what_is_on_the_list(
+    machine: Machine, tmp_path: Path, bare: set[str], case: str
+) -> None:
+    host, image = machine.host, make_image(tmp_path / "disk.img")
+    target = {"file": str(image), "device": machine.device, "refused": str(image), "missing": "/none"}[case]
     if case == "refused":
-        host.disk(4, image).add()
+        assert host.disk(4, image).add().status == 0
     disk = host.disk(5, target)
     for command, status in (("add", case in ("refused", "missing")), ("remove", 0)):
-        environment = host.environment() | {"XENBUS_PATH": disk.path.decode()}
-        argv = [PYTHON, "-IS", "-X", "importtime", str(host.script), command]
+        called, env = build_invocation(host.system, os.fsencode(host.script), command, b"vbd", 5, 51712)
+        environment = host.environment() | {os.fsdecode(key): os.fsdecode(value) for key, value in env.items()}
+        argv = [PYTHON, "-IS", "-X", "importtime", *map(os.fsdecode, called)]
         done = subprocess.run(argv, env=environment, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         modules = imported(done.stderr) - bare
         assert "vbdkit.engine.script" in modules
         foreign = {name for name in modules if name.split(".")[0] != "vbdkit"}
         assert foreign - ALLOWED == set()
+        systems = {name.split(".")[2] for name in modules if name.startswith("vbdkit.platform.")}
+        assert systems & set(SYSTEMS) == {host.system}, "one system knows nothing of another"
         if case == "file":
             assert "vbdkit.storage.sentence" not in modules, "words for refusals load on a refusal"
+    assert disk.nodes().get("hotplug-status") is None

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.images import losetup, make_image
 from tests.need import need_loop_devices
+from vbdkit.platform import SYSTEMS
 from vbdkit.protocol.failure import Failure
-from vbdkit.toolstack.driver import FreebsdDriver, LinuxDriver, ModelDriver, Opened, driver_for
+from vbdkit.toolstack.driver import FreebsdDriver, LinuxDriver, ModelDriver, NetbsdDriver, Opened, driver_for
 from vbdkit.toolstack.nodes import Disk, add_disk, close_disk, remove_disk, wait_for_state
 from vbdkit.xenstore.client import Connection
 
@@ -68,7 +70,7 @@ def number(device: Path) -> bytes:
 
 
 class TestBoth:
-    @pytest.mark.parametrize("system", ["linux", "freebsd"])
+    @pytest.mark.parametrize("system", SYSTEMS)
     def test_a_disk_that_was_there_first_is_found(
         self, environ: Environ, store: Connection, disk: Disk, system: str
     ) -> None:
@@ -76,7 +78,7 @@ class TestBoth:
         with driver_for(system)(environ):
             assert wait_for_state(store, disk, {b"2"}, 10) == b"2"
 
-    @pytest.mark.parametrize("system", ["linux", "freebsd"])
+    @pytest.mark.parametrize("system", SYSTEMS)
     def test_it_closes_when_the_toolstack_asks(
         self, environ: Environ, store: Connection, disk: Disk, system: str
     ) -> None:
@@ -166,6 +168,129 @@ class TestLinux:
         publish(store, disk, physical_device=number(loop))
         wait_for_state(store, disk, {b"4"}, 10)
         assert list(Path("/dev").glob(".vbdkit-*")) == []
+
+
+RECORDING = Path(__file__).with_name("blkback.txt")
+# What the toolstack and the script wrote, not the driver.
+GIVEN = {
+    *("bootable", "dev", "device-type", "discard-enable", "frontend", "frontend-id", "hotplug-status", "mode", "node"),
+    *("online", "params", "physical-device", "physical-device-path", "removable", "script", "specification", "type"),
+}
+
+
+def recorded(moment: str) -> dict[str, str]:
+    """The nodes that the real blkback had written at a moment."""
+    section = RECORDING.read_text().partition(f"[{moment}]\n")[2].partition("\n[")[0]
+    lines = [line.partition(" = ") for line in section.strip().splitlines()]
+    assert lines
+    return {name: value for name, _, value in lines if name not in GIVEN}
+
+
+def written(store: Connection, disk: Disk) -> dict[str, str]:
+    """The nodes that the model has written."""
+    names = store.list(disk.backend)
+    values = store.read_many([disk.backend + b"/" + name for name in names])
+    nodes = {name.decode(): (value or b"").decode() for name, value in zip(names, values, strict=True)}
+    return {name: value for name, value in nodes.items() if name not in GIVEN}
+
+
+class TestBesideTheRealBlkback:
+    """Node by node as in the rig's dom0 (blkback.txt), with the same disk: a file of 16 MB, a loop device."""
+
+    @pytest.fixture
+    def device(self, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+        made: list[str] = []
+
+        def make(mode: str) -> Path:
+            file = make_image(tmp_path / f"{mode}.img", size=16 << 20)
+            made.append(losetup("--find", "--show", *(["--read-only"] if mode == "r" else []), str(file)))
+            return Path(made[-1])
+
+        need_loop_devices()
+        yield make
+        for name in made:
+            losetup("-d", name)
+
+    @pytest.mark.parametrize("mode", ["w", "r"])
+    def test_from_waiting_to_closed(
+        self, environ: Environ, store: Connection, device: Callable[[str], Path], mode: str
+    ) -> None:
+        # xl asks for no discard of a disk that cannot be written.
+        disk = Disk(5, b"/tmp/disk.img", b"/etc/xen/scripts/block", mode=mode.encode())
+        with LinuxDriver(environ):
+            add_disk(store, disk)
+            publish(store, disk, discard_enable=b"1" if mode == "w" else b"0")
+            wait_for_state(store, disk, {b"2"}, 10)
+            assert written(store, disk) == recorded(f"{mode} InitWait")
+            publish(store, disk, physical_device=number(device(mode)))
+            wait_for_state(store, disk, {b"4"}, 10)
+            assert written(store, disk) == recorded(f"{mode} Connected")
+            close_disk(store, disk)
+            wait_for_state(store, disk, {b"6"}, 10)
+            assert written(store, disk) == recorded(f"{mode} Closed")
+
+    def test_a_device_that_cannot_be_opened(self, linux: LinuxDriver, store: Connection, disk: Disk) -> None:
+        need_loop_devices()
+        publish(store, disk, physical_device=b"ff:fffff")
+        wait_for_state(store, disk, {b"5"}, 10)
+        assert written(store, disk) == recorded("unopenable Closing")
+        until(lambda: store.exists(ERROR_NODE))
+        error = store.read(ERROR_NODE).decode()
+        # The kernel's number is of its own look-up, the model's of open(2); the words are blkback's.
+        assert error.partition(" ")[2] == recorded("unopenable error")["error"].partition(" ")[2]
+
+
+class TestNetbsd:
+    @pytest.fixture
+    def netbsd(self, environ: Environ, store: Connection, disk: Disk) -> Iterator[NetbsdDriver]:
+        """A running xbdback and a disk that waits for its script."""
+        with NetbsdDriver(environ) as driver:
+            add_disk(store, disk)
+            wait_for_state(store, disk, {b"2"}, 10)
+            yield driver
+
+    def test_it_opens_a_decimal_number(self, netbsd: NetbsdDriver, store: Connection, disk: Disk, loop: Path) -> None:
+        publish(store, disk, physical_device=b"%d" % loop.stat().st_rdev)
+        wait_for_state(store, disk, {b"4"}, 10)
+        assert opened(netbsd).read(3, 1) == b"\3" * 512
+        told = written(store, disk)
+        assert told == {
+            "state": "4",
+            "sectors": "8",
+            "info": "0",
+            "sector-size": "512",
+            "feature-flush-cache": "1",
+        }
+
+    @pytest.mark.parametrize("value", [b"7:0", b"/dev/loop0", b"", b"-1"])
+    def test_anything_else_it_passes_over_in_silence(
+        self, netbsd: NetbsdDriver, store: Connection, disk: Disk, value: bytes
+    ) -> None:
+        publish(store, disk, physical_device=value)
+        until(lambda: netbsd.log)
+        assert written(store, disk) == {"state": "2"}
+        assert netbsd.open_count() == 0
+
+    def test_it_opens_a_device_once_only(self, netbsd: NetbsdDriver, store: Connection, disk: Disk, loop: Path) -> None:
+        second = Disk(5, disk.params, disk.script, devid=51728)
+        publish(store, disk, physical_device=b"%d" % loop.stat().st_rdev)
+        wait_for_state(store, disk, {b"4"}, 10)
+        add_disk(store, second)
+        wait_for_state(store, second, {b"2"}, 10)
+        publish(store, second, physical_device=b"%d" % loop.stat().st_rdev)
+        until(lambda: netbsd.log)
+        assert "busy" in netbsd.log[0]
+        assert written(store, second) == {"state": "2"}
+
+    @pytest.mark.parametrize(("mode", "writable"), [(b"w", True), (b"w!", True), (b"rw", False), (b"r", False)])
+    def test_only_the_first_letter_of_the_mode_counts(
+        self, environ: Environ, store: Connection, disk: Disk, loop: Path, mode: bytes, writable: bool
+    ) -> None:
+        with NetbsdDriver(environ) as driver:
+            add_disk(store, Disk(5, disk.params, disk.script, mode=mode))
+            publish(store, disk, physical_device=b"%d" % loop.stat().st_rdev)
+            wait_for_state(store, disk, {b"4"}, 10)
+            assert opened(driver).writable is writable
 
 
 class TestFreebsd:

@@ -8,7 +8,8 @@ import argparse
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ exit status: 0 installed; 1 not, and a sentence says why (nothing was changed); 
 class Plan:
     """What to install: where, under which Python, and what the script is told.
 
+    ``settings`` are those that only this system has (its package's ``configure``).
     ``trusting`` leaves out the check of who else can write to the package; for scripts that only this process runs.
     """
 
@@ -62,6 +64,7 @@ class Plan:
     run_dir: Path | None = None
     lock_dir: Path | None = None
     deadline: float | None = None
+    settings: Mapping[str, bytes] = field(default_factory=dict)
     trusting: bool = False
 
 
@@ -104,6 +107,11 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         help=f"when the script gives up and says for what it waited ({TIME_LIMIT:g}; below the toolstack's "
         f"{HOTPLUG_TIMEOUT:g})",
     )
+    parser.add_argument(
+        "--physical-device",
+        choices=["decimal", "hex"],
+        help="NetBSD: the form of that node; its driver reads decimal, the protocol's document says hex major:minor",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check and tell, change nothing")
     parser.set_defaults(run=run)
 
@@ -130,6 +138,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks."""
     system = arguments.system or current()
     load(system)  # a system that vbdkit does not serve gets its sentence here, not when a guest starts
+    settings = {}
+    if arguments.physical_device is not None:
+        if system != "netbsd":
+            raise CommandError(
+                "--physical-device is NetBSD's: the drivers of the other systems read one form only",
+                ["leave it out, or name the system too: --system netbsd"],
+            )
+        settings["physical_device"] = arguments.physical_device.encode()
     plan = Plan(
         scripts_dir=arguments.scripts_dir or default_scripts_dir(system),
         python=arguments.python,
@@ -138,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         run_dir=arguments.run_dir,
         lock_dir=arguments.lock_dir,
         deadline=arguments.deadline,
+        settings=settings,
     )
     report = Report()
     install(plan, report, dry_run=arguments.dry_run)
@@ -168,7 +185,9 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
             f"{plan.deadline:g} s nobody will learn what it waited for",
             "yellow",
         )
-    text = stub.Stub(interpreter.shebang, plan.package, plan.system, plan.run_dir, plan.lock_dir, plan.deadline).text()
+    text = stub.Stub(
+        interpreter.shebang, plan.package, plan.system, plan.run_dir, plan.lock_dir, plan.deadline, plan.settings
+    ).text()
     if dry_run:
         _tell_dry_run(report, plan.scripts_dir, text)
         return

@@ -24,6 +24,8 @@ from vbdkit.protocol.nodes import (
     INIT_WAIT,
     INITIALISING,
     MODE,
+    ONLINE,
+    OUTPUT,
     PARAMS,
     STATE,
     XENBUS_CONNECTED,
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from vbdkit.xenstore.client import Connection
 
 _STATES = {b"1": "Initialising", b"2": "InitWait", b"4": "Connected", b"5": "Closing", b"6": "Closed"}
+# What a script writes; and what of all nodes is worth a line of its own.
+_SCRIPTS = (*OUTPUT, HOTPLUG_STATUS, HOTPLUG_ERROR)
+_SHOWN = (*_SCRIPTS, STATE, ONLINE)
 _GUESTS = (
     Guest(1, b"alice", b"5f6c1a2e-0001-4000-8000-000000000001"),
     Guest(2, b"bob", b"5f6c1a2e-0002-4000-8000-000000000002"),
@@ -155,7 +160,9 @@ class Scene:
         add_disk(self._store, disk)
         self._step(begun, "toolstack", f"writes the nodes of {printable(disk.backend)}")
         # The driver may have been faster than this look; its step comes next.
-        seen = self._seen[disk.backend] = {**self._nodes(disk), STATE: INITIALISING}
+        theirs = dict(self._driver.offers)
+        nodes = {name: value for name, value in self._nodes(disk).items() if name not in theirs}
+        seen = self._seen[disk.backend] = {**nodes, STATE: INITIALISING}
         for name in (PARAMS, MODE):
             self._node(name, seen[name])
         self._report.line(self._report.paint("dim", f"{'':25}... and {len(seen) - 2} more"))
@@ -177,7 +184,7 @@ class Scene:
         begun = time.perf_counter()
         wait_for_state(self._store, disk, {XENBUS_CONNECTED}, INIT_TIMEOUT)
         opened = self._opened(disk)
-        what = "block device" if self._system == "linux" else "file"
+        what = "file" if self._system == "freebsd" else "block device"
         how = "read-write" if opened.writable else "read-only"
         self._step(begun, "driver", f"has opened {what} {printable(opened.what)}, {how}, {opened.size >> 10} KiB")
         self._changes(disk)
@@ -262,18 +269,25 @@ class Scene:
     def _changes(self, disk: Disk, driver: bool = True) -> None:
         """Show the nodes that appeared, changed or went since the last look at this disk.
 
-        Without ``driver`` its own node is left for its own step: it runs beside the script.
+        Without ``driver`` its own nodes are left for its own step: it runs beside the script.
         """
         now = self._nodes(disk)
         before = self._seen.get(disk.backend, {})
-        if not driver and STATE in before:
-            now[STATE] = before[STATE]
-        for name, value in now.items():
-            if before.get(name) != value:
-                self._node(name, value)
+        if not driver and now:
+            now = {name: value for name, value in now.items() if name in _SCRIPTS} | {
+                name: value for name, value in before.items() if name not in _SCRIPTS
+            }
+        changed = [name for name in now if before.get(name) != now[name]]
+        for name in changed:
+            if name in _SHOWN:
+                self._node(name, now[name])
+        more = [name for name in changed if name not in _SHOWN]
+        if more:
+            self._report.line(self._report.paint("dim", f"{'':25}... and {len(more)} more that tell what it can do"))
         gone = [name for name in before if name not in now]
         if gone:
-            self._report.line(f"{'':25}gone: {', '.join(map(printable, gone))}")
+            names = ", ".join(map(printable, gone)) if now else "the whole backend directory"
+            self._report.line(f"{'':25}gone: {names}")
         self._seen[disk.backend] = now
 
     def _node(self, name: bytes, value: bytes) -> None:

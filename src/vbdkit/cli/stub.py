@@ -8,9 +8,9 @@ import ast
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Stub:
     run_dir: Path | None = None
     lock_dir: Path | None = None
     deadline: float | None = None
+    settings: Mapping[str, bytes] = field(default_factory=dict)
 
     def text(self) -> bytes:
         """Return the script."""
@@ -44,6 +45,7 @@ class Stub:
                 ("run_dir", os.fsencode(self.run_dir) if self.run_dir else None),
                 ("lock_dir", os.fsencode(self.lock_dir) if self.lock_dir else None),
                 ("time_limit", self.deadline),
+                *self.settings.items(),
             )
             if value is not None
         )

@@ -21,6 +21,8 @@ from vbdkit.cli.install import Plan, install, this_package
 from vbdkit.cli.interpreter import default_interpreter, probe
 from vbdkit.cli.report import CommandError, Report, shown
 from vbdkit.cli.scene import Scene
+from vbdkit.platform import SYSTEMS
+from vbdkit.toolstack import netbsd_host
 from vbdkit.toolstack.driver import SECTOR, driver_for
 from vbdkit.toolstack.loops import loops_of, why_no_loops
 from vbdkit.xenstore.client import Connection
@@ -36,12 +38,14 @@ toolstack. A second guest asks for the same image and is refused. Then all is ta
 whether anything is left.
 
 As root on Linux the image becomes a real loop device. Elsewhere the script is called the way FreeBSD does it,
-where the driver opens the file itself, which needs no privilege."""
+where the driver opens the file itself, which needs no privilege. NetBSD's way, with a vnd, can be had too: its
+programs (vnconfig and others) are then played by models of them."""
 
 EPILOG = """\
 examples:
   vbdkit try
   sudo vbdkit try
+  sudo vbdkit try --system netbsd
   sudo vbdkit try /var/lib/xen/images/guest.img     it is read from, never written to
 
 exit status: 0 each step went as it should and nothing is left; 1 not; 2 wrong use; 130 interrupted
@@ -50,6 +54,7 @@ exit status: 0 each step went as it should and nothing is left; 1 not; 2 wrong u
 # The made-up image: sparse, and recognisable at its start.
 IMAGE_SIZE = 4 << 20
 GREETING = b"vbdkit try: the first sector of this disk\n"
+_NAMES = {"linux": "Linux", "netbsd": "NetBSD"}
 # sockaddr_un holds 104 bytes on the BSDs, 108 on Linux.
 _SOCKET_LIMIT = 100
 
@@ -66,7 +71,7 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="a disk image or block device (default: one is made)")
     parser.add_argument(
-        "--system", choices=["linux", "freebsd"], help="whose way of calling scripts to follow (linux needs root)"
+        "--system", choices=SYSTEMS, help="whose way of calling scripts to follow (linux and netbsd need root)"
     )
     parser.set_defaults(run=run)
 
@@ -119,9 +124,15 @@ def _prepare(stack: ExitStack, report: Report, place: Path, image: Path | None, 
     report.item("store", f"{shown(place / 'store')} (embedded; it speaks Xen's wire protocol)")
     report.item("script", f"{shown(place / 'scripts' / 'block')} (installed there; runs under {shown(python)})")
     device = image.is_block_device()
+    settings = {}
     if system == "linux":
         what = "the device" if device else "a loop device"
         report.item("called", f"as on Linux: the driver opens {what} by its number")
+    elif system == "netbsd":
+        what = "the device" if device else "a vnd"
+        report.item("called", f"as on NetBSD: the driver opens {what} by its number (a vnd is played by a loop device)")
+        settings = netbsd_host.make(place / "netbsd", python)
+        stack.callback(netbsd_host.take_away, place / "netbsd")
     else:
         what = "device" if device else "file"
         report.item("called", f"as on FreeBSD: the driver opens the {what} itself" + (f" ({why})" if why else ""))
@@ -134,6 +145,7 @@ def _prepare(stack: ExitStack, report: Report, place: Path, image: Path | None, 
             system=system,
             run_dir=place / "records",
             lock_dir=place / "locks",
+            settings=settings,
             trusting=True,  # it runs once, with the rights and from the place that this command has already
         ),
         quiet,
@@ -181,8 +193,8 @@ def _system(asked: str | None) -> tuple[str, str]:
         return ("freebsd", f"no loop device: {reason}") if reason else ("linux", "")
     if reason:
         raise CommandError(
-            f"the Linux way needs a real loop device: {reason}",
-            ["as root: sudo vbdkit try --system linux", "without privilege: vbdkit try --system freebsd"],
+            f"the {_NAMES[asked]} way needs a real loop device: {reason}",
+            [f"as root: sudo vbdkit try --system {asked}", "without privilege: vbdkit try --system freebsd"],
         )
     return asked, ""
 

@@ -10,12 +10,14 @@ ends. So of two runs for one vbd the second waits, and a record that nobody has 
 
 import errno
 import posix
+import sys
 
 from vbdkit.engine.flock import at, close, free, wait
 from vbdkit.protocol.failure import Failure
 
 VERSION = "vbdkit 1"
-RUN_DIR = b"/run/vbdkit"
+# Emptied at each boot, as what it speaks of is. Only Linux has /run.
+RUN_DIR = b"/run/vbdkit" if sys.platform == "linux" else b"/var/run/vbdkit"
 # How a record is named before it is whole.
 NEW = b".new"
 # Not through a link, and without waiting for the other end of a FIFO that stands in a record's place.

@@ -34,7 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-SYSTEMS = ("linux", "freebsd")
+SYSTEMS = ("linux", "freebsd", "netbsd")
 
 
 class Backing:

@@ -40,24 +40,27 @@ class Target:
             self.fd = -1
 
 
-def open_target(text: bytes, writable: bool, character_devices: bool = False) -> Target:
+def open_target(text: bytes, writable: bool, character_devices: bool = False, open_devices: bool = True) -> Target:
     """Open what a disk's target names.
 
     A relative name stands under /dev, as in the stock scripts. A plain file is opened for what the mode
     asks; a device for reading only, since closing a device that was open for writing makes udev probe it.
-    ``character_devices``: whether these serve as disks too (FreeBSD). Raises Failure.
+    ``character_devices``: whether these serve as disks too (FreeBSD). ``open_devices``: without it a device has no
+    descriptor and only its status (NetBSD). Raises Failure.
     """
     path = text if text.startswith(b"/") else b"/dev/" + text
     try:
         before = posix.stat(path)
         kind = _kind(path, before, character_devices)
+        if kind == DEVICE and not open_devices:
+            return Target(path, kind, -1, before)
         access = posix.O_RDWR if writable and kind == FILE else posix.O_RDONLY
         # O_NONBLOCK: should a FIFO or a drive without a medium be there by now, do not wait for it.
         fd = posix.open(path, access | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY)
     except ValueError:
         raise Failure("{path} holds a NUL byte, so it names no file", path=path) from None
     except OSError as error:
-        raise _explained(path, writable, error) from None
+        raise explained(path, writable, error) from None
     target = Target(path, kind, fd, posix.fstat(fd))
     try:
         if _kind(path, target.stat, character_devices) != kind:
@@ -99,7 +102,7 @@ def _kind(path: bytes, status: posix.stat_result, character_devices: bool) -> st
     raise Failure("{path} is {what}; a disk is a block device or a plain file", path=path, what=what)
 
 
-def _explained(path: bytes, writable: bool, error: OSError) -> Failure:
+def explained(path: bytes, writable: bool, error: OSError) -> Failure:
     """Return the sentence for a target that cannot be opened."""
     number = error.errno or 0
     if number == errno.ENOENT:

@@ -5,7 +5,7 @@ from vbdkit.storage.chain import ITSELF, Chain, Link
 from vbdkit.storage.sharing import GUEST, LOCK, MEMBER, MOUNT, SWAP, User
 
 # What needs no words beside the name.
-_PLAIN = ("", "file", "disk", "loop device")
+_PLAIN = ("", "file", "disk", "loop device", "vnd")
 
 
 def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:

@@ -6,7 +6,7 @@ and testing. It starts no domain.
 
 from vbdkit.toolstack.choice import choose
 from vbdkit.toolstack.domains import find_domain
-from vbdkit.toolstack.driver import FreebsdDriver, LinuxDriver, ModelDriver, driver_for
+from vbdkit.toolstack.driver import FreebsdDriver, LinuxDriver, ModelDriver, NetbsdDriver, driver_for
 from vbdkit.toolstack.lifecycle import Attached, Toolstack, Unfinished
 from vbdkit.toolstack.nodes import (
     Disk,
@@ -31,6 +31,7 @@ __all__ = [
     "Limits",
     "LinuxDriver",
     "ModelDriver",
+    "NetbsdDriver",
     "ScriptRun",
     "Settings",
     "Toolstack",

@@ -4,8 +4,9 @@ For trying, testing and the conformance kit. A driver watches its backend direct
 does; it opens what the script published and reads or writes it as a guest would. It moves no data by itself and
 plays the frontend's part of the states too: Connected follows from the open.
 
-Source: drivers/block/xen-blkback/xenbus.c of Linux, sys/dev/xen/blkback/blkback.c of FreeBSD (protocol.md, the
-table of who reads what).
+Source: drivers/block/xen-blkback/xenbus.c of Linux, sys/dev/xen/blkback/blkback.c of FreeBSD, and
+sys/arch/xen/xen/xbdback_xenbus.c of NetBSD (protocol.md, the table of who reads what). Linux's nodes are compared with
+what the real driver wrote (tests/toolstack/blkback.txt).
 """
 
 import errno
@@ -16,7 +17,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import (
     CLOSED,
     CLOSING,
+    DISCARD_ENABLE,
     ERROR,
     HOTPLUG_ERROR,
     HOTPLUG_STATUS,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 # The unit of a block request on the ring (blkif.h), whatever the device's own sectors are.
 SECTOR = 512
+# info: what kind of disk (vdisk_info in blkif.h).
+READ_ONLY = 4
 # Seconds that the store may take for what one event makes the driver do.
 _PATIENCE = 10.0
 
@@ -87,6 +91,8 @@ class ModelDriver:
     # The node whose appearance makes the driver open the device (O6).
     wakes_on = b""
     kinds: tuple[bytes, ...] = (b"vbd",)
+    # What it can do, written before InitWait.
+    offers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, environ: Mapping[bytes, bytes], domid: int = 0) -> None:
         """Take where and for whom; nothing runs yet."""
@@ -94,7 +100,8 @@ class ModelDriver:
         self._environ = environ
         self._domid = domid
         self._opened: dict[bytes, Opened] = {}
-        self._refused: set[bytes] = set()
+        # backend path -> what could not be opened there
+        self._refused: dict[bytes, bytes] = {}
         self._lock = threading.Lock()
         self._wake, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._run, name="model backend driver", daemon=True)
@@ -140,6 +147,18 @@ class ModelDriver:
         """Tell the store that the device could not be opened."""
         raise NotImplementedError
 
+    def may_write(self, mode: bytes) -> bool:
+        """Whether a mode lets the guest write: blkback looks for a w anywhere in it."""
+        return b"w" in mode
+
+    def describe(self, opened: Opened, asks_discard: bool) -> list[tuple[bytes, bytes]]:
+        """Return the nodes that tell the guest about the disk, written before Connected."""
+        return [
+            (b"sectors", b"%d" % (opened.size // SECTOR)),
+            (b"info", b"%d" % (0 if opened.writable else READ_ONLY)),
+            (b"sector-size", b"%d" % SECTOR),
+        ]
+
     def _run(self) -> None:
         from vbdkit.xenstore.client import StoreError
 
@@ -177,34 +196,35 @@ class ModelDriver:
 
     def _look(self, store: "Connection", vbd: "Vbd") -> None:
         """Bring one vbd to where its nodes want it."""
-        names = (STATE, ONLINE, MODE, self.wakes_on)
-        state, online, mode, value = store.read_many([vbd.node(name) for name in names])
+        names = (STATE, ONLINE, MODE, self.wakes_on, DISCARD_ENABLE)
+        state, online, mode, value, discard = store.read_many([vbd.node(name) for name in names])
         with self._lock:
             opened = self._opened.get(vbd.path)
         if state is None or state in {CLOSING, CLOSED}:
             self._close(vbd)
-            self._refused.discard(vbd.path)
+            self._refused.pop(vbd.path, None)
             if state == CLOSING and online == b"0":
                 self._switch(store, vbd, CLOSED)
         elif state == INITIALISING:
-            self._switch(store, vbd, INIT_WAIT)
+            self._switch(store, vbd, INIT_WAIT, self.offers)
         elif value is not None and opened is not None:
             if value != opened.what:
                 # blkback keeps the device it has and only complains.
                 self._say(vbd, f"changing the device from {opened.what!r} to {value!r} is not supported")
-        elif value is not None and vbd.path not in self._refused:
-            writable = b"w" in (mode or b"")
+        elif value is not None and self._refused.get(vbd.path) != value:
+            writable = self.may_write(mode or b"")
             try:
                 descriptor = self.open_device(value, writable)
             except (OSError, ValueError) as error:
                 failure = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
-                self._refused.add(vbd.path)
+                self._refused[vbd.path] = value
                 self._say(vbd, f"cannot open {value!r}: {failure.strerror}")
                 self.fail(store, vbd, failure)
                 return
+            opened = Opened(descriptor, value, writable)
             with self._lock:
-                self._opened[vbd.path] = Opened(descriptor, value, writable)
-            self._switch(store, vbd, XENBUS_CONNECTED)
+                self._opened[vbd.path] = opened
+            self._switch(store, vbd, XENBUS_CONNECTED, self.describe(opened, discard != b"0"))
 
     def _close(self, vbd: "Vbd") -> None:
         with self._lock:
@@ -216,12 +236,12 @@ class ModelDriver:
         self.log.append(f"{vbd.name}: {text}")
 
     @staticmethod
-    def _switch(store: "Connection", vbd: "Vbd", state: bytes) -> None:
-        """Write a state, unless the toolstack has removed the directory: a write must not bring it back."""
+    def _switch(store: "Connection", vbd: "Vbd", state: bytes, nodes: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Write nodes and a state, unless the toolstack has removed the directory: a write must not bring it back."""
 
         def body(tx: int) -> None:
             if store.exists(vbd.node(STATE), tx):
-                store.write_many([(vbd.node(STATE), state)], tx)
+                store.write_many([(vbd.node(name), value) for name, value in (*nodes, (STATE, state))], tx)
 
         store.transaction(body)
 
@@ -230,6 +250,33 @@ class LinuxDriver(ModelDriver):
     """xen-blkback: opens the device *by number* from ``physical-device``; a path means nothing to it."""
 
     wakes_on = PHYSICAL_DEVICE
+    offers = (
+        (b"feature-max-indirect-segments", b"256"),
+        (b"multi-queue-max-queues", b"1"),
+        (b"max-ring-page-order", b"4"),
+    )
+
+    def describe(self, opened: Opened, asks_discard: bool) -> list[tuple[bytes, bytes]]:
+        """Tell also what the device can do, as its queue says."""
+        rdev = os.fstat(opened.descriptor).st_rdev
+        device = Path(f"/sys/dev/block/{os.major(rdev)}:{os.minor(rdev)}")
+        flushes = b"%d" % (_fact(device, "queue/write_cache") == b"write back")
+        nodes = [
+            *super().describe(opened, asks_discard)[:2],
+            (b"sector-size", _fact(device, "queue/logical_block_size")),
+            (b"physical-sector-size", _fact(device, "queue/physical_block_size")),
+            (b"feature-flush-cache", flushes),
+            (b"feature-barrier", flushes),
+            (b"feature-persistent", b"1"),
+        ]
+        if asks_discard and _fact(device, "queue/discard_max_bytes") != b"0":
+            nodes += [
+                (b"feature-discard", b"1"),
+                (b"discard-granularity", _fact(device, "queue/discard_granularity")),
+                (b"discard-alignment", _fact(device, "discard_alignment")),
+                (b"discard-secure", b"0"),
+            ]
+        return nodes
 
     def open_device(self, value: bytes, writable: bool) -> int:
         """Open ``%x:%x``."""
@@ -241,7 +288,7 @@ class LinuxDriver(ModelDriver):
     def fail(self, store: "Connection", vbd: "Vbd", error: OSError) -> None:
         """Write the error where the kernel's xenbus_dev_fatal does, and close."""
         node = b"/local/domain/%d/error/backend/%s/error" % (self._domid, vbd.path.partition(b"/backend/")[2])
-        store.write_many([(node, f"{error.errno} {error.strerror}".encode())])
+        store.write_many([(node, b"%d creating vbd structure" % (error.errno or 0))])
         self._switch(store, vbd, CLOSING)
 
 
@@ -249,6 +296,7 @@ class FreebsdDriver(ModelDriver):
     """FreeBSD's blkback: opens the device *or plain file* at ``physical-device-path`` itself."""
 
     wakes_on = PHYSICAL_DEVICE_PATH
+    offers = ((b"feature-barrier", b"1"), (b"feature-flush-cache", b"1"), (b"max-ring-page-order", b"3"))
 
     def open_device(self, value: bytes, writable: bool) -> int:
         """Open the path."""
@@ -271,11 +319,42 @@ class FreebsdDriver(ModelDriver):
         store.transaction(body)
 
 
-DRIVERS: dict[str, type[ModelDriver]] = {"linux": LinuxDriver, "freebsd": FreebsdDriver}
+class NetbsdDriver(ModelDriver):
+    """NetBSD's xbdback: opens the device by number from ``physical-device``, one decimal dev_t, and as the only one."""
+
+    wakes_on = PHYSICAL_DEVICE
+
+    def may_write(self, mode: bytes) -> bool:
+        """Whether a mode lets the guest write: xbdback looks at its first character."""
+        return mode[:1] == b"w"
+
+    def open_device(self, value: bytes, writable: bool) -> int:
+        """Open a decimal dev_t. Block devices are opened once only there, which O_EXCL is here."""
+        if not value.isdigit():
+            raise ValueError(f"{value!r} is not a decimal number")
+        return open_by_number(os.major(int(value)), os.minor(int(value)), writable, os.O_EXCL)
+
+    def describe(self, opened: Opened, asks_discard: bool) -> list[tuple[bytes, bytes]]:
+        """Tell also that it flushes."""
+        return [*super().describe(opened, asks_discard), (b"feature-flush-cache", b"1")]
+
+    def fail(self, store: "Connection", vbd: "Vbd", error: OSError) -> None:
+        """Tell the store nothing: xbdback prints to the console and stays in InitWait."""
 
 
-def open_by_number(major: int, minor: int, writable: bool) -> int:
-    """Open a block device by its number alone, as the kernel does. Raises OSError.
+DRIVERS: dict[str, type[ModelDriver]] = {"linux": LinuxDriver, "freebsd": FreebsdDriver, "netbsd": NetbsdDriver}
+
+
+def _fact(device: Path, name: str) -> bytes:
+    """Return what sysfs tells of a block device; a partition has its disk's queue."""
+    for folder in (device, device / ".."):
+        if (folder / name).exists():
+            return (folder / name).read_bytes().strip()
+    return b"0"
+
+
+def open_by_number(major: int, minor: int, writable: bool, flags: int = 0) -> int:
+    """Open a block device by its number alone, as the kernel does, with more ``flags`` of open(2). Raises OSError.
 
     A node is made for the moment in a folder of our own below /dev: there, unlike in /tmp, devices are allowed
     in every distribution, and no name that others made is trusted. Needs root.
@@ -285,7 +364,7 @@ def open_by_number(major: int, minor: int, writable: bool) -> int:
         node = Path(folder, "device")
         os.mknod(node, 0o600 | stat.S_IFBLK, device)
         try:
-            return os.open(node, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            return os.open(node, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | flags)
         finally:
             node.unlink()
 

@@ -16,18 +16,25 @@ def loops_of(path: Path) -> set[str]:
     for folder in Path("/sys/block").glob("loop*/loop"):
         name = folder.parent.name
         try:
-            bound = loop.query(int(name.removeprefix("loop")))
-            target = path.stat()
-            if bound is not None and (
-                bound.backing == (target.st_dev, target.st_ino) or (bound.backing_rdev or -1) == target.st_rdev
-            ):
-                found.add(f"/dev/{name}")
-        except PermissionError:
-            if (folder / "backing_file").read_bytes().rstrip(b"\n") == os.fsencode(path.resolve()):
+            if _is_on(int(name.removeprefix("loop")), path):
                 found.add(f"/dev/{name}")
         except OSError:
             continue  # it went while we looked
     return found
+
+
+def _is_on(number: int, path: Path) -> bool:
+    """Whether a loop device is bound to this file or device. Raises OSError."""
+    try:
+        bound = loop.query(number)
+    except PermissionError:
+        return Path(f"/sys/block/loop{number}/loop/backing_file").read_bytes().rstrip(b"\n") == os.fsencode(
+            path.resolve()
+        )
+    target = path.stat()
+    return bound is not None and (
+        bound.backing == (target.st_dev, target.st_ino) or (bound.backing_rdev or -1) == target.st_rdev
+    )
 
 
 def why_no_loops() -> str:

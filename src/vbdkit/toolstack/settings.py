@@ -24,6 +24,7 @@ DEFAULT = Path("/etc/vbdkit.toml")
 SCRIPTS_DIRS = {
     "linux": Path("/etc/xen/scripts"),
     "freebsd": Path("/usr/local/etc/xen/scripts"),
+    "netbsd": Path("/usr/pkg/etc/xen/scripts"),
 }
 
 

@@ -5,7 +5,6 @@ Elsewhere than on FreeBSD there is no GEOM to ask: then a target is itself only 
 """
 
 import posix
-from fcntl import ioctl
 
 from vbdkit.platform import Backing
 from vbdkit.platform.bsd import PLACE, identity_of
@@ -102,6 +101,8 @@ def device(target: Target, writable: bool) -> Backing:
 
 def _need_disk(target: Target) -> None:
     """Raise Failure where a device that GEOM does not know is no disk either (a zvol with volmode=dev is one)."""
+    from fcntl import ioctl
+
     try:
         ioctl(target.fd, _DIOCGMEDIASIZE, bytes(8))
     except OSError:
