@@ -12,6 +12,7 @@ from tests.host import backing_file, bound_loops
 from tests.images import losetup, make_image
 from tests.need import need_loop_devices
 from vbdkit.platform.linux import loop
+from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.vbd import parse_backend_path
 
 # Each of several processes binds and releases as fast as it can.
@@ -106,3 +107,10 @@ def test_a_short_list_comes_in_one_piece(image: Path, monkeypatch: pytest.Monkey
         assert [made.path.decode() for made in loop.bound()] == [name]
     finally:
         losetup("-d", name)
+
+
+def test_a_label_that_the_kernel_would_cut_is_refused(image: Path) -> None:
+    before = bound_loops()
+    with image.open("rb") as file, pytest.raises(Failure, match="no loop device can be labelled"):
+        loop.bind(file.fileno(), "k" * 57, time.monotonic() + 5)
+    assert bound_loops() == before

@@ -156,6 +156,18 @@ def test_paths_of_a_multipath_device_and_partitions_on_each(sysfs: Sysfs) -> Non
     assert places(sda1) == {"sda": BELOW, "dm-0": BELOW, "sdb": ABOVE, "sdb1": ABOVE, "dm-1": ABOVE}
 
 
+def test_loop_devices_can_be_paths_of_a_multipath_device(sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    rdevs = [sysfs.disk(f"loop{number}", f"7:{number}") for number in (0, 1)]
+    info = loop._INFO.pack(0xFD00, 4711, 0, 0, 0, 0, 0, 0, 0, b"", b"", b"", 0, 0)
+    monkeypatch.setattr(loop, "bound", lambda: [Loop(number, rdev, info) for number, rdev in enumerate(rdevs)])
+    sysfs.disk("vda", "253:0")
+    line = f"0 {MIB} multipath 0 0 1 1 service-time 0 2 1 7:0 1 1 7:1 1 1"
+    whole = sysfs.mapped(7, "mpatha", "mpath-36", ("loop0", "loop1"), line)
+    assert places(rdevs[0])["dm-7"] == BELOW
+    assert places(rdevs[0])["loop1"] == ABOVE
+    assert places(whole) == {"loop0": ABOVE, "loop1": ABOVE}
+
+
 def test_an_array_over_partitions_with_partitions_of_its_own(sysfs: Sysfs) -> None:
     for letter, minor in (("a", 0), ("b", 16)):
         sysfs.disk(f"sd{letter}", f"8:{minor}")

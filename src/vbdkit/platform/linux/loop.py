@@ -32,6 +32,7 @@ _EMPTY_INFO = bytes(_INFO.size)
 _CONFIG = Struct("=II232s64x")
 # The guest sees 512-byte sectors whatever the file lies on: a copied disk must not change its geometry.
 _BLOCK_SIZE = 512
+_LABEL_MAX = 63  # LO_NAME_SIZE, with a NUL behind it
 # What open says of a device without a node, without a driver, or in the middle of its release.
 _NOT_THERE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 # Shorter than the smallest page by more than one line: all of it came in one piece.
@@ -155,7 +156,15 @@ def bind(fd: int, owner: str, deadline: float) -> Loop:
     ``owner`` is the vbd's name. In one call (LOOP_CONFIGURE, Linux 5.8), so the device is never seen half
     set up. Raises Failure.
     """
-    label = (OWNER_PREFIX + owner.encode("ascii"))[:63]
+    label = OWNER_PREFIX + owner.encode("ascii")
+    if len(label) > _LABEL_MAX:
+        # Cut, it would be nobody's, and the device would never be released.
+        raise Failure(
+            "no loop device can be labelled {owner}: the kernel keeps {most} bytes; let the records be in /run/vbdkit "
+            "(vbdkit install without --run-dir)",
+            owner=owner,
+            most=_LABEL_MAX - len(OWNER_PREFIX),
+        )
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, label, b"", b"", 0, 0)
     config = _CONFIG.pack(fd, _BLOCK_SIZE, info)
     try:

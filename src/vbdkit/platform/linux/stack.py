@@ -34,6 +34,7 @@ class Stack:
         self._names: dict[Identity, bytes] = {}
         self._loops: dict[Identity, loops.Loop] = {}
         self._on: dict[Identity, list[Piece]] = {}
+        self._behind: dict[Identity, Piece] = {}
         self._below: dict[Identity, list[Piece]] = {}
         self._above: dict[Identity, list[Piece]] = {}
         self._paths: dict[Identity, list[Identity]] = {}
@@ -45,7 +46,7 @@ class Stack:
             lower = (BLOCK, loop.backing_rdev) if loop.backing_rdev else loop.backing
             piece = Piece(own, lower, run(loop.offset, loop.limit))
             self._loops[own] = loop
-            self._below[own] = [piece]
+            self._behind[own] = piece
             self._on.setdefault(lower, []).append(piece)
 
     def close(self) -> None:
@@ -86,12 +87,16 @@ class Stack:
             return [self._partition(rdev, place)]
         if members:
             return self._assembled(identity, [(BLOCK, self._named(name)) for name in members], place)
+        behind = self._behind.get(identity)
+        return ([] if behind is None else [behind]) + self._path_of(identity, place)
+
+    def _path_of(self, identity: "Identity", place: bytes) -> "list[Piece]":
+        """Return the multipath device that this is a path of, if any: all paths are windows on the same sectors."""
         holders = posix.listdir(place + b"/holders")
         if len(holders) == 1 and holders[0].startswith(b"dm-"):
-            # A path of a multipath device is a window on that: all paths show the same sectors.
-            device = (BLOCK, self._named(holders[0]))
-            if self._mapper.table(device[1]) is None:
-                return [Piece(identity, device, run(0))]
+            device = self._mapped(holders[0])
+            if self._mapper.table(device) is None:
+                return [Piece(identity, (BLOCK, device), run(0))]
         return []
 
     def _partition(self, rdev: int, place: bytes) -> Piece:
