@@ -26,7 +26,9 @@ def test_a_page_formats_without_a_warning(page: Path) -> None:
     assert formatted(page).splitlines()[0].startswith(f"{page.stem.upper()}({page.suffix[1:]})")
 
 
-@pytest.mark.parametrize("command", ["try", "check", "install", "uninstall", "attach", "detach", "run", "devd", "gc"])
+@pytest.mark.parametrize(
+    "command", ["try", "check", "install", "uninstall", "attach", "detach", "run", "device-model-args", "devd", "gc"]
+)
 def test_each_option_is_in_the_page(package: Path, command: str) -> None:
     options = set(re.findall(r"--[a-z-]+", run_command(package, command, "--help").stdout))
     page = formatted(REPOSITORY / "docs" / "man" / "vbdkit.1")
