@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import PYTHON, copy_package
+from vbdkit.platform import SYSTEMS
 
 PROBE = """
 import sys
@@ -43,6 +44,23 @@ def files(package: Path) -> list[Path]:
 def test_it_is_used(package: Path, command: str) -> None:
     assert len(files(package)) == 2
     assert loads(package, command)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_it_has_all_that_an_add_imports_on_each_system(tmp_path: Path, system: str) -> None:
+    """What is left to the import system is what only some runs need."""
+    copy = copy_package(tmp_path)
+    subprocess.run([PYTHON, "-IS", copy / "hot.py", system], check=True, capture_output=True)
+    probe = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import vbdkit.hot\n"
+        "assert vbdkit.hot.load('block', 'add', sys.argv[2])\n"
+        "print(*(name for name in sys.modules if name.startswith('vbdkit.platform.')))"
+    )
+    command = [str(PYTHON), "-IS", "-c", probe, str(tmp_path), system]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert f"vbdkit.platform.{system}" in loaded
+    assert f"vbdkit.platform.{system}.stack" in loaded
+    assert {name.split(".")[2] for name in loaded} & set(SYSTEMS) == {system}
 
 
 def test_it_is_not_used_once_a_source_differs(package: Path) -> None:
