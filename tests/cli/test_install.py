@@ -14,6 +14,8 @@ import pytest
 
 from tests.cli.conftest import PYTHON, copy_package, pip, run_command
 from tests.need import need_program, need_root
+from vbdkit.cli import stub
+from vbdkit.platform import Backing, netbsd
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 STOCK = "#!/bin/sh\n# the block script of a Xen package\n"
@@ -78,6 +80,17 @@ class TestInstalledScript:
         command("install", "--scripts-dir", scripts, "--system", "netbsd", "--physical-device", "hex")
         last = (scripts / "block").read_text().splitlines()[-1]
         assert last == 'start("block", system="netbsd", physical_device=b"hex")'
+
+    def test_the_form_is_that_of_other_commands_too(self, command: Run, scripts: Path) -> None:
+        """What does a script's work (devd, attach --no-script, gc) publishes as the script would."""
+        command("install", "--scripts-dir", scripts, "--system", "netbsd", "--physical-device", "hex")
+        form = netbsd.nodes(Backing(b"/dev/wd0e", os.makedev(3, 4), {}))[-1]
+        assert form == (b"physical-device", b"%d" % os.makedev(3, 4))
+        try:
+            assert stub.use(scripts / "block")["system"] == "netbsd"
+            assert netbsd.nodes(Backing(b"/dev/wd0e", os.makedev(3, 4), {}))[-1] == (b"physical-device", b"3:4")
+        finally:
+            netbsd.configure()
 
     def test_the_form_is_no_other_systems(self, command: Run, scripts: Path) -> None:
         done = command("install", "--scripts-dir", scripts, "--system", "linux", "--physical-device", "hex")

@@ -12,6 +12,8 @@ import pytest
 from tests.host import Disk, Host
 from tests.images import losetup, make_image
 from tests.platform.models.netbsd import Netbsd
+from vbdkit import datapaths
+from vbdkit.engine.leftovers import Collection
 from vbdkit.platform import bsd
 from vbdkit.platform.netbsd import published, system
 from vbdkit.protocol.failure import Failure
@@ -295,6 +297,45 @@ class TestRelease:
         assert process.returncode == 1
         assert machine.vnds() == {}
         nothing_left(disk)
+
+
+class TestCollection:
+    """`vbdkit gc` on what a guest that is gone has left."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, machine: Netbsd, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bsd.PLACE, "dev", machine.settings["dev"])
+        monkeypatch.setattr(bsd.PLACE, "programs", machine.settings["programs"])
+
+    def collect(self, host: Host) -> list[str]:
+        environ = {b"XENSTORED_PATH": os.fsencode(host.socket)}
+        run_dir, lock_dir = os.fsencode(host.run_dir), os.fsencode(host.lock_dir)
+        return [item.outcome for item in Collection(datapaths.load, environ, "netbsd", run_dir, lock_dir)]
+
+    def test_a_vnd_whose_guest_is_gone(self, host: Host, machine: Netbsd, image: Path) -> None:
+        host.domain(0)
+        disk, living = host.disk(5, image, "r"), host.disk(6, image, "r")
+        assert [disk.add().status, living.add().status] == [0, 0]
+        with host.connect() as store:
+            store.remove(b"/local/domain/5")
+        disk.forget()
+        assert self.collect(host) == ["collected"]
+        assert list(machine.vnds()) == ["vnd1"], "the living guest's stays"
+        nothing_left(disk)
+
+    def test_a_vnd_that_is_another_files_by_now(self, host: Host, machine: Netbsd, image: Path, tmp_path: Path) -> None:
+        host.domain(0)
+        disk = host.disk(5, image)
+        disk.add()
+        disk.forget()
+        with host.connect() as store:
+            store.remove(b"/local/domain/5")
+        subprocess.run([machine.bin / "vnconfig", "-u", "vnd0"], check=True)
+        other = make_image(tmp_path / "other.img")
+        machine.set_up("vnd0", other)
+        self.collect(host)
+        assert machine.vnds() == {"vnd0": str(other)}
+        assert list(host.run_dir.glob("vbd-5-*")) == []
 
 
 class TestDevice:

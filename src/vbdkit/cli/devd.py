@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vbdkit.toolstack.settings import default_scripts_dir
 
     # What install was told, lest the two take each other's disks for unused.
-    told = stub.settings(default_scripts_dir(current()) / stub.NAME)
+    told = stub.use(default_scripts_dir(current()) / stub.NAME)
     run_dir = os.fsencode(arguments.run_dir or told.get("run_dir") or RUN_DIR)
     lock_dir = os.fsencode(arguments.lock_dir or told.get("lock_dir") or LOCK_DIR)
     DriverDomain(

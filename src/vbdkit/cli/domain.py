@@ -57,7 +57,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
                 ["it says which scripts root runs; make it root's own, or name another with --config"],
             )
     settings = load_settings(arguments.config)
-    told = stub.settings(Path(os.fsdecode(settings.script())))
+    told = stub.use(Path(os.fsdecode(settings.script())))
     if settings.run_dir == RUN_DIR:
         settings = replace(settings, run_dir=told.get("run_dir") or RUN_DIR)
     if settings.lock_dir == LOCK_DIR:

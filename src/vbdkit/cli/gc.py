@@ -67,7 +67,7 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks."""
-    told = stub.settings(default_scripts_dir(current()) / stub.NAME)
+    told = stub.use(default_scripts_dir(current()) / stub.NAME)
     collection = Collection(
         datapaths.load,
         os.environb,

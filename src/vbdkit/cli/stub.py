@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from vbdkit import __version__
+from vbdkit.platform import current, load
 
 NAME = "block"
 KEPT = "block.before-vbdkit"
 # A new script before it has its name; what a killed install leaves, the next one takes away.
 _UNFINISHED = ".block.vbdkit-"
+# What main of every script takes, whatever the system.
+_EVERYWHERE = ("system", "run_dir", "lock_dir", "time_limit")
 _MARKER = b"# Xen block script of vbdkit "
 
 
@@ -91,6 +94,18 @@ def settings(path: Path) -> dict[str, Any]:
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (OSError, ValueError, SyntaxError):
         return {}
+
+
+def use(path: Path) -> dict[str, Any]:
+    """Return what a script of ours is told, and take of that what only its system has for this process, too.
+
+    So a program that does a script's work publishes and asks as the script would.
+    """
+    told = settings(path)
+    own = {name: value for name, value in told.items() if name not in _EVERYWHERE}
+    if own:
+        load(told.get("system") or current()).configure(**own)
+    return told
 
 
 def there(path: Path) -> bool:
