@@ -26,6 +26,20 @@ def test_a_fault_at_each_call_that_changes_something(tmp_path: Path, command: st
             bench.close()
 
 
+def test_a_close_of_the_target_that_fails_undoes_nothing(tmp_path: Path) -> None:
+    """It comes after the commit: the guest has its disk."""
+    need_loop_devices()
+    need_program("strace")
+    with running_store("c", tmp_path / "store") as store:
+        bench = Bench(tmp_path / "bench", store.socket)
+        try:
+            closes = [call for call in bench.record(ADD, FILE) if call.name == "close" and call.path == "/@/disk.img"]
+            assert closes
+            assert all(bench.hurt(ADD, FILE, Point(call, "EIO")) for call in closes)
+        finally:
+            bench.close()
+
+
 def test_a_trace_is_read_as_strace_writes_it(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     trace.write_text(

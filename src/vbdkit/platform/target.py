@@ -36,8 +36,11 @@ class Target:
     def close(self) -> None:
         """Close the descriptor; again is no harm."""
         if self.fd >= 0:
-            posix.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            try:
+                posix.close(fd)
+            except OSError:
+                pass  # nothing was written through it, and the disk may be published by now
 
 
 def open_target(text: bytes, writable: bool, character_devices: bool = False, open_devices: bool = True) -> Target:
