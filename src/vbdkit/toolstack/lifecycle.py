@@ -264,17 +264,13 @@ class Toolstack:
     def _close(self, disk: Disk, force: bool, problems: list[str], frontend: bool = False) -> None:
         """Have the backend let go. ``frontend``: take that away at once, no guest uses the disk."""
         limit = self.settings.limits.close
-        elsewhere = disk.backend_domid != self.own_domid
         for forced in (frontend, True):
             self.allow(limit)
-            if not close_disk(self.store, disk, forced):
-                return
             try:
-                # A driver domain may be so fast that the state is gone before it was seen.
-                wait_for_state(self.store, disk, {CLOSED}, limit, gone=elsewhere)
+                self._wait_closed(disk, forced, time.monotonic() + limit)
             except Failure as error:
                 if forced:
-                    problems.append(str(error))
+                    problems.append(f"{shown(disk.backend)} was not closed within {limit:g} s, with its frontend gone")
                     return
                 if not force:
                     raise Unfinished(
@@ -289,6 +285,17 @@ class Toolstack:
                 problems.append(f"guest {disk.domid} did not give its disk {shown(disk.dev)} back within {limit:g} s")
             else:
                 return
+
+    def _wait_closed(self, disk: Disk, forced: bool, end: float) -> None:
+        """Ask the backend to close, until it has or is gone. Raises Failure at ``end`` (time.monotonic()).
+
+        Asked while it was still connecting, a backend overwrites that with state 4: then it is asked again, which libxl
+        does not do.
+        """
+        state = XENBUS_CONNECTED
+        while state == XENBUS_CONNECTED and close_disk(self.store, disk, forced):
+            left = max(end - time.monotonic(), 0.0)
+            state = wait_for_state(self.store, disk, {CLOSED, XENBUS_CONNECTED}, left, gone=True)
 
     def _remove(self, disk: Disk) -> ScriptRun | Failure:
         run = self.run(disk, REMOVE)
