@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +90,26 @@ def test_one_that_others_kill_was_not_killed_for_its_time(store: Connection, env
 def test_one_that_is_not_there_is_an_error_of_the_caller(store: Connection, environ: Environ) -> None:
     with pytest.raises(FileNotFoundError):
         run_script(store, "linux", b"/etc/xen/scripts/none", ADD, 5, 51712, environ=environ)
+
+
+def test_an_interrupt_while_it_is_started_ends_it(
+    store: Connection, environ: Environ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        started.append(start(*arguments, **options))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # the interpreter looks for signals
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_script(store, "linux", write(tmp_path / "block", "exec sleep 60"), ADD, 5, 51712, environ=environ)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert started[0].returncode == -signal.SIGKILL

@@ -10,8 +10,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from vbdkit.datapaths import load
@@ -68,28 +70,33 @@ def run_script(
     """
     argv, additions = build_invocation(system, script, command, kind, domid, devid, own_domid)
     inherited = dict(os.environb if environ is None else environ)
+    process: subprocess.Popen[bytes] | None = None
+    limit: threading.Timer | None = None
     # A file, not a pipe: children that outlive the script keep a pipe open, and reading it would not end.
     with tempfile.TemporaryFile() as output:
         begun = time.monotonic()
-        process = subprocess.Popen(
-            argv,
-            env={**inherited, **additions},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            process_group=process_group,
-        )
-        # Popen.wait(timeout) sleeps between looks, which would be half of what is measured here.
-        limit = threading.Timer(timeout, process.send_signal, [signal.SIGKILL])
-        limit.start()
         try:
+            with _held():
+                process = subprocess.Popen(
+                    argv,
+                    env={**inherited, **additions},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    process_group=process_group,
+                )
+            # Popen.wait(timeout) sleeps between looks, which would be half of what is measured here.
+            limit = threading.Timer(timeout, process.send_signal, [signal.SIGKILL])
+            limit.start()
             process.wait()
             seconds = time.monotonic() - begun
         finally:
-            limit.cancel()
-            # Only this process (C6): what it started lives on. It is still there only where we are being ended.
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            if limit is not None:
+                limit.cancel()
+            if process is not None:
+                # Only this process (C6): what it started lives on. It is still there only where we are being ended.
+                process.send_signal(signal.SIGKILL)
+                process.wait()
         killed = process.returncode == -signal.SIGKILL and seconds >= timeout
         output.seek(0)
         said = output.read()
@@ -97,6 +104,29 @@ def run_script(
     if process.returncode != 0 and not killed:
         (error,) = store.read_many([backend_path(own_domid, kind, domid, devid) + b"/" + HOTPLUG_ERROR])
     return ScriptRun(process.returncode, killed, seconds, said, error)
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Let what ends this process (Ctrl-C, SIGTERM) wait for a moment: a child that is not known yet would live on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    came: list[tuple[int, FrameType | None]] = []
+    for number, handler in before.items():
+        if callable(handler):  # what is ignored stays ignored, also in the child; a handler is reset there
+            signal.signal(number, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+    for sent, frame in came:
+        handler = before[signal.Signals(sent)]
+        assert callable(handler)
+        handler(sent, frame)
 
 
 def run_here(
