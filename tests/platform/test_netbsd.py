@@ -179,6 +179,19 @@ class TestFile:
         assert machine.vnds() == {}
         nothing_left(disk)
 
+    def test_with_a_strange_name_is_one_argument(self, host: Host, machine: Netbsd, tmp_path: Path) -> None:
+        """No shell sees it, and since it begins with a slash, no program takes it for an option."""
+        folder = tmp_path / "-r -u vnd0; $(touch canary)\n'\"%s ü"
+        folder.mkdir()
+        disk = host.disk(5, make_image(folder / "-F"))
+        assert disk.add().status == 0
+        assert machine.vnds() == {"vnd0": str(folder / "-F")}
+        assert disk.remove().status == 0
+        assert machine.vnds() == {}
+        relative = host.disk(6, "-u")
+        done = relative.add()
+        assert (done.status, done.error) == (1, "/dev/-u does not exist")
+
     def test_that_vnconfig_does_not_want(self, host: Host, machine: Netbsd, image: Path) -> None:
         machine.program(
             "vnconfig",
