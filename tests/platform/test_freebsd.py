@@ -62,6 +62,14 @@ class TestFile:
         assert first.nodes()["params"] == os.fsencode(image), "the toolstack's nodes are the toolstack's"
         assert second.add().status == 0
 
+    def test_eight_at_once_on_one_file(self, bsd: Host, image: Path) -> None:
+        disks = [bsd.disk(5 + number, image) for number in range(8)]
+        processes = [disk.start("add") for disk in disks]
+        for process in processes:
+            process.communicate(timeout=60)
+        assert sorted(process.returncode for process in processes) == [0, 1, 1, 1, 1, 1, 1, 1]
+        assert sorted(disk.nodes()["hotplug-status"] for disk in disks) == [b"busy"] * 7 + [b"connected"]
+
     def test_add_again_and_remove_again(self, bsd: Host, image: Path) -> None:
         disk = bsd.disk(5, image)
         assert [disk.add().status, disk.add().status] == [0, 0]

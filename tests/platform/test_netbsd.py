@@ -163,6 +163,30 @@ class TestFile:
         assert disk.remove().status == 0
         assert machine.vnds() == {"vnd0": str(other)}
 
+    def test_four_at_once_have_a_vnd_each(self, host: Host, machine: Netbsd, tmp_path: Path) -> None:
+        disks = [host.disk(5 + number, make_image(tmp_path / f"{number}.img")) for number in range(4)]
+        processes = [disk.start("add") for disk in disks]
+        for process in processes:
+            assert process.communicate(timeout=60)[0] == b""
+        assert sorted(machine.vnds().values()) == [str(tmp_path / f"{number}.img") for number in range(4)]
+        assert len({disk.nodes()["physical-device"] for disk in disks}) == 4
+        for disk in disks:
+            assert machine.vnds()[disk.nodes()["vnd"].decode()[:-1].rpartition("/")[2]].endswith(
+                f"{disk.domid - 5}.img"
+            )
+
+    def test_four_at_once_on_one_file(self, host: Host, machine: Netbsd, image: Path) -> None:
+        disks = [host.disk(5 + number, image) for number in range(4)]
+        processes = [disk.start("add") for disk in disks]
+        for process in processes:
+            process.communicate(timeout=60)
+        won = [disk for disk, process in zip(disks, processes, strict=True) if process.returncode == 0]
+        assert len(won) == 1
+        assert [f"{name}d" for name in machine.vnds()] == [won[0].nodes()["vnd"].decode().rpartition("/")[2]]
+        for disk in [disk for disk in disks if disk is not won[0]]:
+            assert disk.nodes()["hotplug-status"] == b"busy"
+            nothing_left(disk)
+
     def test_that_is_replaced_meanwhile_is_not_attached(
         self, host: Host, machine: Netbsd, image: Path, tmp_path: Path
     ) -> None:
