@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -300,6 +301,28 @@ class TestAsking:
         done = disk.add()
         assert (done.status, done.outcome) == (1, b"error")
         assert words in done.error
+        nothing_left(disk)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda mesh: mesh[: len(mesh) // 2],
+            lambda mesh: b"",
+            lambda mesh: mesh.replace(b"r0w0e0", b"read"),
+            lambda mesh: mesh.replace(b"    </geom>\n", b"</geom></geom></geom>"),
+            lambda mesh: mesh.replace(b"0xfffff80003", b"nowhere"),
+        ],
+        ids=["half", "nothing", "modes", "ends", "addresses"],
+    )
+    def test_a_mesh_that_is_not_understood_is_not_free(
+        self, bsd: Host, system: Freebsd, image: Path, change: Callable[[bytes], bytes]
+    ) -> None:
+        system.disk("ada0")
+        system.place.say("sysctl -b kern.geom.confxml", change(system.confxml()))
+        disk = bsd.disk(5, image)
+        done = disk.add()
+        assert (done.status, done.outcome) == (1, b"error")
+        assert "cannot be told" in done.error
         nothing_left(disk)
 
     def test_a_kill_in_the_middle_leaves_what_the_next_add_takes_away(

@@ -549,6 +549,14 @@ class TestAnswers:
         (self.folder / "dkctl").chmod(0o755)
         assert system.partitions(b"raid0") == ({}, [])
 
+    @pytest.mark.parametrize(
+        "said", ["", "dk0 at wd0: x", "dk0 at wd0: x\ndk0: many blocks at 2048, type: ffs", "?\n?"]
+    )
+    def test_getwedgeinfo_in_a_form_of_the_future(self, said: str) -> None:
+        self.answer("dkctl", said)
+        with pytest.raises(Failure, match="does not understand"):
+            system.wedge(b"dk0")
+
     def test_getwedgeinfo(self) -> None:
         """dkctl.c, disk_getwedgeinfo()."""
         self.answer("dkctl", "dk0 at wd0: EFI system\ndk0: 262144 blocks at 2048, type: msdos")

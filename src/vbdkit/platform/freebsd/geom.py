@@ -5,6 +5,7 @@
 """
 
 from vbdkit.platform.programs import ask
+from vbdkit.protocol.failure import Failure
 
 
 class Provider:
@@ -68,8 +69,25 @@ class Geom:
 
 
 def geoms(programs: bytes) -> "list[Geom]":
-    """Return all of this host's. Raises ProgramError."""
-    return parse(ask(programs, (b"sysctl", b"-b", b"kern.geom.confxml"))[0])
+    """Return all of this host's. Raises ProgramError, and Failure for a mesh that is cut short or not understood."""
+    text = ask(programs, (b"sysctl", b"-b", b"kern.geom.confxml"))[0].rstrip(b"\0\n")
+    try:
+        if not text.endswith(b"</mesh>"):
+            raise ValueError
+        found = parse(text)
+        for geom in found:
+            for consumer in geom.consumers:
+                _ = consumer.mode
+            for provider in geom.providers:
+                int(provider.key, 16)
+    except (ValueError, IndexError):
+        raise Failure(
+            "kern.geom.confxml, {size} bytes that end in {end}, is not what this vbdkit understands: who has which "
+            "disk cannot be told",
+            size=len(text),
+            end=repr(text[-40:].decode("utf-8", "backslashreplace")),
+        ) from None
+    return found
 
 
 def parse(text: bytes) -> "list[Geom]":

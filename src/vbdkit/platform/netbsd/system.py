@@ -97,9 +97,15 @@ def _label(label: bytes) -> "dict[bytes, tuple[int, int]]":
     sector = _SECTOR
     for line in label.splitlines():
         words = line.split()
-        if words[:1] == [b"bytes/sector:"]:
+        if words[:1] == [b"bytes/sector:"] and words[1].isdigit():
             sector = int(words[1])
-        elif len(words) > 3 and len(words[0]) == 2 and words[0].endswith(b":") and words[1].isdigit():
+        elif (
+            len(words) > 3
+            and len(words[0]) == 2
+            and words[0].endswith(b":")
+            and words[1].isdigit()
+            and words[2].isdigit()
+        ):
             # " a:   1048576      2048     4.2BSD ...": size, then offset
             found[words[0][:1]] = (int(words[2]) * sector, int(words[1]) * sector)
     return found
@@ -112,9 +118,10 @@ def wedge(name: bytes) -> "tuple[bytes, int, int]":
     # "dk0 at wd0: web", "dk0: 204800 blocks at 2048, type: ffs"
     disk = first.removeprefix(name + b" at ").partition(b":")[0]
     words = second.removeprefix(name + b": ").split()
-    if not disk or words[1:3] != [b"blocks", b"at"]:
+    start = words[3].rstrip(b",") if len(words) > 3 else b""
+    if not disk or words[1:3] != [b"blocks", b"at"] or not (start.isdigit() and words[0].isdigit()):
         raise _not_understood(b"dkctl", said)
-    return disk, int(words[3].rstrip(b",")) * _SECTOR, int(words[0]) * _SECTOR
+    return disk, int(start) * _SECTOR, int(words[0]) * _SECTOR
 
 
 def _names(text: bytes) -> "tuple[bytes, list[bytes]]":
