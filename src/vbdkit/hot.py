@@ -29,6 +29,9 @@ _FORMAT = 1
 _ROOTS = {
     ("block", "add"): ("scripts.block", "platform.{}", "engine.attach", "datapaths.file"),
     ("block", "remove"): ("scripts.block", "platform.{}", "engine.detach", "datapaths.file"),
+    ("common", "add"): ("scripts.common",),
+    ("common", "remove"): ("scripts.common",),
+    ("helper", "add"): ("scripts.helper", "platform.{}"),
 }
 _HERE = __file__.rpartition("/")[0]
 
@@ -68,6 +71,7 @@ def load(script: str, command: str, system: str) -> bool:
         return False
     modules = sys.modules
     module_type = type(sys)
+    entries = [entry for entry in entries if entry[0] not in modules]
     # All are there before the first runs: a package's module may import the package by name.
     for name, source, _, _, package, _ in entries:
         module = modules[name] = module_type(name)

@@ -29,7 +29,7 @@ def test_which_scripts_are_run_in_process(tmp_path: Path) -> None:
     script = tmp_path / "block"
     path = os.fsencode(script)
     assert own(path, RUN, LOCK) is not None, "nothing is there, and it is called block"
-    place(tmp_path, Stub(b"#!/bin/false", tmp_path).text())
+    place(tmp_path / "block", Stub(b"#!/bin/false", tmp_path).text(), 0o755)
     found = own(path, RUN, LOCK)
     assert found is not None, "what install has written"
     assert (found.run_dir, found.lock_dir) == (RUN, LOCK)

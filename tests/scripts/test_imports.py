@@ -12,6 +12,8 @@ from tests.images import losetup, make_image
 from tests.need import need_loop_devices
 from tests.platform.models.freebsd import Freebsd
 from tests.platform.models.netbsd import Netbsd
+from tests.shell.conftest import Scripts
+from vbdkit.cli.stub import LIBRARY
 from vbdkit.platform import SYSTEMS
 from vbdkit.protocol.invocation import build_invocation
 from vbdkit.toolstack.netbsd_host import take_away
@@ -96,3 +98,22 @@ def test_add_and_remove_import_only_what_is_on_the_list(
         if case == "file":
             assert "vbdkit.storage.sentence" not in modules, "words for refusals load on a refusal"
     assert disk.nodes().get("hotplug-status") is None
+
+
+def test_the_shell_librarys_helper_imports_only_what_is_on_the_list(host: Host, bare: set[str], tmp_path: Path) -> None:
+    device = losetup("--find", "--show", str(make_image(tmp_path / "disk.img")))
+    try:
+        scripts = Scripts(host)
+        disk = scripts.disk(f'[ "$command" = remove ] || write_dev {device}')
+        library = scripts.folder / LIBRARY
+        library.write_text(library.read_text().replace(" -IS ", " -IS -X importtime "))
+        for command in ("add", "remove"):
+            done = disk.run(command)
+            assert done.status == 0, done.output
+            modules = imported(done.output + scripts.log.read_text()) - bare
+            assert "vbdkit.scripts.common" in modules
+            assert {name for name in modules if name.split(".")[0] != "vbdkit"} - ALLOWED == set()
+            if command == "add":
+                assert "vbdkit.engine.deliver" in modules
+    finally:
+        losetup("-d", device)

@@ -260,7 +260,7 @@ def test_an_installed_script_is_run_in_process_and_another_in_its_place_is_not(
     from vbdkit.cli.devd import own
     from vbdkit.cli.stub import Stub, place
 
-    place(tmp_path, Stub(b"#!/bin/false", tmp_path).text())
+    place(tmp_path / "block", Stub(b"#!/bin/false", tmp_path).text(), 0o755)
     path = os.fsencode(tmp_path / "block")
     assert own(path, b"/run/x", b"/run/y") is not None
     script(tmp_path / "block", "exit 0")

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 SHARED_PLACE = Path("/usr/local/lib/vbdkit")
 
 DESCRIPTION = """\
-Puts a small executable named `block` into the folder of Xen's hotplug scripts. The toolstack starts it for
+Puts a small executable named `block` into the folder of Xen's hotplug scripts, and beside it the library that custom
+scripts in shell source, `block-common.sh`. The toolstack starts `block` for
 every disk that is a file or a device; it runs this installation of vbdkit under a fixed Python, without
-site-packages and without looking at the environment. What was there stays as block.before-vbdkit, and
+site-packages and without looking at the environment. What was there stays under NAME.before-vbdkit, and
 `vbdkit uninstall` brings it back. Install again after moving or updating vbdkit, as often as you like."""
 
 EPILOG = """\
@@ -167,7 +168,7 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
     Raises CommandError before anything is changed, or where the folder cannot be written to.
     """
     block = plan.scripts_dir / stub.NAME
-    _check_folder(plan.scripts_dir, block)
+    _check_folder(plan.scripts_dir)
     interpreter = probe(plan.python)
     as_root = os.geteuid() == 0 and not plan.trusting
     if as_root:
@@ -185,34 +186,49 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
             f"{plan.deadline:g} s nobody will learn what it waited for",
             "yellow",
         )
-    text = stub.Stub(
-        interpreter.shebang, plan.package, plan.system, plan.run_dir, plan.lock_dir, plan.deadline, plan.settings
-    ).text()
+    made = stub.Stub(
+        interpreter.shebang,
+        plan.package,
+        plan.system,
+        plan.run_dir,
+        plan.lock_dir,
+        plan.deadline,
+        plan.settings,
+        interpreter.path,
+    )
+    library = plan.scripts_dir / stub.LIBRARY
+    texts = [(library, made.library(plan.scripts_dir), 0o644), (block, made.text(), 0o755)]
     if dry_run:
-        _tell_dry_run(report, plan.scripts_dir, text)
+        for path, text, _ in texts:
+            _tell_dry_run(report, path, text)
         return
     why_not = compile_package(interpreter, plan.package, plan.system or current())
     if why_not is None:
         report.item("compiled", "its modules, for this interpreter")
     else:
         report.item("not compiled", f"{why_not}; the script works, each start takes longer", "yellow")
+    for path, text, mode in texts:
+        _place(report, path, text, mode)
+
+
+def _place(report: Report, path: Path, text: bytes, mode: int) -> None:
     try:
-        before, moved = stub.place(plan.scripts_dir, text)
+        before, moved = stub.place(path, text, mode)
     except OSError as error:
         raise CommandError(
-            f"{shown(error.filename or block)} cannot be written: {error.strerror}",
+            f"{shown(error.filename or path)} cannot be written: {error.strerror}",
             _writing_ways_out(error),
         ) from error
     if moved is not None:
-        report.item("moved", f"the {stub.KEPT} of an earlier install to {shown(moved.name)}")
+        report.item("moved", f"the {stub.kept(path).name} of an earlier install to {shown(moved.name)}")
     if before == "kept":
-        report.item("kept", f"the {stub.NAME} that was there, as {shown(plan.scripts_dir / stub.KEPT)}")
+        report.item("kept", f"the {path.name} that was there, as {shown(stub.kept(path))}")
     words = {"same": ("unchanged", " (it is there already)"), "replaced": ("replaced", " (an earlier one of vbdkit)")}
     word, note = words.get(before, ("wrote", ""))
-    report.item(word, f"{shown(block)}{note}", "green")
+    report.item(word, f"{shown(path)}{note}", "green")
 
 
-def _check_folder(scripts_dir: Path, block: Path) -> None:
+def _check_folder(scripts_dir: Path) -> None:
     if not scripts_dir.is_dir():
         what = "is not a folder" if scripts_dir.exists() else "is not there"
         raise CommandError(
@@ -222,10 +238,11 @@ def _check_folder(scripts_dir: Path, block: Path) -> None:
                 "name another folder: vbdkit install --scripts-dir DIR",
             ],
         )
-    if stub.there(block):
-        kind = block.lstat().st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-            raise CommandError(f"{shown(block)} is neither a file nor a link; move it away first")
+    for path in (scripts_dir / stub.NAME, scripts_dir / stub.LIBRARY):
+        if stub.there(path):
+            kind = path.lstat().st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+                raise CommandError(f"{shown(path)} is neither a file nor a link; move it away first")
 
 
 def _check_trust(plan: Plan, interpreter: Interpreter) -> None:
@@ -272,15 +289,18 @@ def _trust_ways_out(plan: Plan, package: list[Distrust], found: list[Distrust]) 
     return lines
 
 
-def _tell_dry_run(report: Report, scripts_dir: Path, text: bytes) -> None:
-    block, kept = scripts_dir / stub.NAME, scripts_dir / stub.KEPT
-    if stub.there(block) and not stub.is_ours(block):
-        report.item("would keep", f"the {stub.NAME} that is there, as {shown(kept)}")
+def _tell_dry_run(report: Report, path: Path, text: bytes) -> None:
+    kept = stub.kept(path)
+    if stub.there(path) and not stub.is_ours(path):
+        report.item("would keep", f"the {path.name} that is there, as {shown(kept)}")
         if stub.there(kept):
             report.item("", f"(the {kept.name} of an earlier install gets a number, unless it is the same)")
-    report.item("would write", f"{shown(block)}:")
-    for line in text.decode("utf-8", "backslashreplace").splitlines():
+    lines = text.decode("utf-8", "backslashreplace").splitlines()
+    report.item("would write", f"{shown(path)}:")
+    for line in lines[:12]:
         report.line(f"    {line}")
+    if len(lines) > 12:
+        report.line(f"    ... and {len(lines) - 12} lines more")
 
 
 def _writing_ways_out(error: OSError) -> list[str]:

@@ -1,4 +1,4 @@
-"""The installed script: its text, how it takes its place, and how what was there before comes back.
+"""The installed script and library: their text, how they take their place, how what was there before comes back.
 
 There is always a whole script under the name: what was there gets a second name first (link(2) never
 overwrites), then rename(2) puts the new one in place. Nothing here judges or reports; callers do.
@@ -19,17 +19,24 @@ from vbdkit import __version__
 from vbdkit.platform import current, load
 
 NAME = "block"
-KEPT = "block.before-vbdkit"
+LIBRARY = "block-common.sh"
+# What one that was there before is called.
+KEPT = ".before-vbdkit"
 # A new script before it has its name; what a killed install leaves, the next one takes away.
 _UNFINISHED = ".block.vbdkit-"
 # What main of every script takes, whatever the system.
 _EVERYWHERE = ("system", "run_dir", "lock_dir", "time_limit")
 _MARKER = b"# Xen block script of vbdkit "
+_LIBRARY_MARKER = b"# Library of Xen block scripts, of vbdkit "
+_WRITTEN = f"{__version__}, written by `vbdkit install`; `vbdkit uninstall` takes it away."
 
 
 @dataclass(frozen=True)
 class Stub:
-    """What the script says: its first line, the package's folder, and what differs from main's defaults."""
+    """What the script says: its first line, the package's folder, and what differs from main's defaults.
+
+    ``python`` is the interpreter for the shell library, which has no first line of the kind.
+    """
 
     shebang: bytes
     package: Path
@@ -38,10 +45,27 @@ class Stub:
     lock_dir: Path | None = None
     deadline: float | None = None
     settings: Mapping[str, bytes] = field(default_factory=dict)
+    python: Path = Path("/usr/bin/python3")
 
     def text(self) -> bytes:
         """Return the script."""
-        arguments = f"{_literal(NAME)}" + "".join(
+        lines = [_MARKER.decode() + _WRITTEN, *self._start(NAME)]
+        return self.shebang + b"\n" + "\n".join(lines).encode("ascii") + b"\n"
+
+    def library(self, scripts_dir: Path) -> bytes:
+        """Return the library for scripts in shell, as it lies in ``scripts_dir``."""
+        head = [
+            b"# shellcheck shell=dash",
+            _LIBRARY_MARKER + _WRITTEN.encode("ascii"),
+            b"_vbdkit_python=" + _quoted(os.fsencode(self.python)),
+            b"_vbdkit_folder=" + _quoted(os.fsencode(scripts_dir)),
+            b"_vbdkit_start=" + _quoted("\n".join(self._start("common")).encode("ascii")),
+        ]
+        return b"\n".join(head) + b"\n\n" + (self.package / "scripts" / "shell" / LIBRARY).read_bytes()
+
+    def _start(self, name: str) -> list[str]:
+        """Return the lines of Python that start a script of the package."""
+        arguments = f"{_literal(name)}" + "".join(
             f", {name}={_literal(value)}"
             for name, value in (
                 ("system", self.system),
@@ -55,8 +79,7 @@ class Stub:
         folder = str(self.package.parent)
         # Which bytes a str stands for depends on the locale of whoever starts a guest; ASCII is the same in all.
         where = _literal(folder) if folder.isascii() else f'__import__("os").fsdecode({_literal(os.fsencode(folder))})'
-        lines = [
-            _MARKER.decode() + f"{__version__}, written by `vbdkit install`; `vbdkit uninstall` takes it away.",
+        return [
             "import sys",
             f"sys.path.insert(0, {where})",
             "import vbdkit",
@@ -64,7 +87,11 @@ class Stub:
             "from vbdkit.hot import start",
             f"start({arguments})",
         ]
-        return self.shebang + b"\n" + "\n".join(lines).encode("ascii") + b"\n"
+
+
+def _quoted(text: bytes) -> bytes:
+    """Return text as a word of a shell."""
+    return b"'" + text.replace(b"'", b"'\\''") + b"'"
 
 
 def _literal(value: str | bytes | float) -> str:
@@ -81,7 +108,7 @@ def is_ours(path: Path) -> bool:
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return False
-        return file.read(1024).partition(b"\n")[2].startswith(_MARKER)
+        return file.read(1024).partition(b"\n")[2].startswith((_MARKER, _LIBRARY_MARKER))
 
 
 def settings(path: Path) -> dict[str, Any]:
@@ -113,44 +140,47 @@ def there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def place(scripts_dir: Path, text: bytes) -> tuple[str, Path | None]:
-    """Put ``text`` in place as the folder's block script, mode 0755.
+def kept(path: Path) -> Path:
+    """Return the name under which what was there before is kept."""
+    return path.with_name(path.name + KEPT)
+
+
+def place(path: Path, text: bytes, mode: int) -> tuple[str, Path | None]:
+    """Put ``text`` in place as the script or library at ``path``.
 
     Returns what was done with the one before, "new", "same", "replaced" (ours) or "kept", and, where an older
-    kept script had to make room, its new name. Raises OSError.
+    kept one had to make room, its new name. Raises OSError.
     """
-    block, kept = scripts_dir / NAME, scripts_dir / KEPT
     moved = None
-    with _alone(scripts_dir):
-        if is_ours(block):
-            same = block.read_bytes() == text and stat.S_IMODE(block.stat().st_mode) == 0o755
+    with _alone(path.parent):
+        if is_ours(path):
+            same = path.read_bytes() == text and stat.S_IMODE(path.stat().st_mode) == mode
             before = "same" if same else "replaced"
         else:
-            before = "kept" if there(block) else "new"
+            before = "kept" if there(path) else "new"
         if before != "same":
-            unfinished = _write(scripts_dir, text)
+            unfinished = _write(path.parent, text, mode)
             if before == "kept":
-                moved = _keep(block, kept)
-            unfinished.rename(block)
+                moved = _keep(path, kept(path))
+            unfinished.rename(path)
     return before, moved
 
 
-def restore(scripts_dir: Path) -> bool:
-    """Take our script away; whether one from before took its place. Raises OSError."""
-    block, kept = scripts_dir / NAME, scripts_dir / KEPT
-    with _alone(scripts_dir):
-        brought_back = there(kept)
+def restore(path: Path) -> bool:
+    """Take our script or library away; whether one from before took its place. Raises OSError."""
+    with _alone(path.parent):
+        brought_back = there(kept(path))
         if brought_back:
-            kept.rename(block)
+            kept(path).rename(path)
         else:
-            block.unlink()
+            path.unlink()
     return brought_back
 
 
-def older(scripts_dir: Path) -> list[Path]:
-    """Return the kept scripts that had to make room, in order."""
-    numbered = [path for path in scripts_dir.glob(KEPT + ".*") if path.suffix[1:].isdigit()]
-    return sorted(numbered, key=lambda path: int(path.suffix[1:]))
+def older(path: Path) -> list[Path]:
+    """Return the kept ones that had to make room, in order."""
+    numbered = [one for one in path.parent.glob(kept(path).name + ".*") if one.suffix[1:].isdigit()]
+    return sorted(numbered, key=lambda one: int(one.suffix[1:]))
 
 
 @contextmanager
@@ -169,28 +199,28 @@ def _alone(scripts_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(scripts_dir: Path, text: bytes) -> Path:
+def _write(scripts_dir: Path, text: bytes, mode: int) -> Path:
     path = scripts_dir / f"{_UNFINISHED}{os.getpid()}"
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o700)
     with open(descriptor, "wb") as file:
         file.write(text)
         file.flush()
-        os.fchmod(descriptor, 0o755)
+        os.fchmod(descriptor, mode)
         os.fsync(descriptor)
     return path
 
 
-def _keep(block: Path, kept: Path) -> Path | None:
-    """Give ``block`` its second name. A different script that has this name gets a number."""
+def _keep(path: Path, second: Path) -> Path | None:
+    """Give ``path`` its second name. A different script that has this name gets a number."""
     moved = None
-    if there(kept):
-        if _same(block, kept):
+    if there(second):
+        if _same(path, second):
             return None  # an install that was killed between its two steps, or the same script come again
-        moved = next(name for number in count(1) if not there(name := kept.with_name(f"{kept.name}.{number}")))
-        _link(kept, moved)
-        kept.unlink(missing_ok=True)
-    _link(block, kept)
+        moved = next(name for number in count(1) if not there(name := second.with_name(f"{second.name}.{number}")))
+        _link(second, moved)
+        second.unlink(missing_ok=True)
+    _link(path, second)
     return moved
 
 

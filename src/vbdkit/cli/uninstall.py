@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 DESCRIPTION = """\
-Takes away the `block` that `vbdkit install` wrote. Where another one was there before, it is back afterwards:
-the same file or link, with its mode and owner. A `block` that is not vbdkit's is not touched."""
+Takes away the `block` and the `block-common.sh` that `vbdkit install` wrote. Where others were there before, they are
+back afterwards: the same files or links, with their modes and owners. What is not vbdkit's is not touched."""
 
 EPILOG = """\
 examples:
@@ -55,31 +55,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def uninstall(scripts_dir: Path, report: Report) -> None:
-    """Take the script of ``scripts_dir`` away, telling ``report``. Raises CommandError where it is not ours."""
-    block, kept = scripts_dir / stub.NAME, scripts_dir / stub.KEPT
-    if not stub.is_ours(block):
-        what = "is not vbdkit's" if stub.there(block) else "is not there"
-        way_out = []
-        if stub.there(kept):
-            way_out = [f"the one from before vbdkit is {shown(kept)}"]
-            if not stub.there(block):
-                way_out.append(f"bring it back: mv {shown(kept)} {shown(block)}")
-        elif not stub.there(block):
-            way_out = ["was it installed elsewhere? vbdkit uninstall --scripts-dir DIR"]
-        raise CommandError(f"{shown(block)} {what}; nothing to take away", way_out)
+    """Take script and library of ``scripts_dir`` away, telling ``report``. Raises CommandError where none is ours."""
+    block, library = scripts_dir / stub.NAME, scripts_dir / stub.LIBRARY
+    ours = [path for path in (block, library) if stub.is_ours(path)]
+    if not ours:
+        raise _nothing(block)
     run_dir = Path(os.fsdecode(stub.settings(block).get("run_dir") or RUN_DIR))
-    try:
-        brought_back = stub.restore(scripts_dir)
-    except OSError as error:
-        way_out = ["run it as root: sudo vbdkit uninstall"] if os.geteuid() != 0 else []
-        raise CommandError(f"{shown(block)} cannot be taken away: {error.strerror}", way_out) from error
-    report.item("took away", shown(block), "green")
-    if brought_back:
-        report.item("brought back", f"the {stub.NAME} from before")
-    else:
-        report.item("nothing", f"was there before: file: and phy: disks have no {stub.NAME} now", "yellow")
-    for name in stub.older(scripts_dir):
-        report.item("left", f"{shown(name)}, from an earlier install")
+    for path in ours:
+        try:
+            brought_back = stub.restore(path)
+        except OSError as error:
+            way_out = ["run it as root: sudo vbdkit uninstall"] if os.geteuid() != 0 else []
+            raise CommandError(f"{shown(path)} cannot be taken away: {error.strerror}", way_out) from error
+        report.item("took away", shown(path), "green")
+        if brought_back:
+            report.item("brought back", f"the {path.name} from before")
+        elif path == block:
+            report.item("nothing", f"was there before: file: and phy: disks have no {stub.NAME} now", "yellow")
+    for path in (block, library):
+        for name in stub.older(path):
+            report.item("left", f"{shown(name)}, from an earlier install")
+    if block not in ours and stub.there(block):
+        report.item("left", f"{shown(block)}, which is not vbdkit's", "yellow")
     try:
         records = sorted(path for path in run_dir.iterdir() if not path.name.startswith("."))
     except OSError:
@@ -91,3 +88,17 @@ def uninstall(scripts_dir: Path, report: Report) -> None:
             "disks that vbdkit attached; detach them, or install again",
             "yellow",
         )
+
+
+def _nothing(block: Path) -> CommandError:
+    """Why there is nothing to take away."""
+    kept = stub.kept(block)
+    what = "is not vbdkit's" if stub.there(block) else "is not there"
+    way_out = []
+    if stub.there(kept):
+        way_out = [f"the one from before vbdkit is {shown(kept)}"]
+        if not stub.there(block):
+            way_out.append(f"bring it back: mv {shown(kept)} {shown(block)}")
+    elif not stub.there(block):
+        way_out = ["was it installed elsewhere? vbdkit uninstall --scripts-dir DIR"]
+    return CommandError(f"{shown(block)} {what}; nothing to take away", way_out)

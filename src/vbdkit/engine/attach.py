@@ -48,7 +48,7 @@ def add(run: "Run") -> None:
         return
     mode = asked(run, params, text, state)
     assert params is not None
-    _clear(run, published is not None)
+    clear(run, publish.ALL if published else ())
     run.doing = "opening", params
     target = run.platform.open_target(params, mode.writable)
     try:
@@ -113,11 +113,11 @@ def asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | N
     return mode
 
 
-def _clear(run: "Run", published: bool) -> None:
+def clear(run: "Run", nodes: "tuple[bytes, ...]") -> None:
     """Undo what an earlier `add` of this vbd left behind: the driver waits (state 2), so it uses none of it."""
     old = run.records.take(run.vbd.name, run.deadline)
-    if published and run.store is not None:
-        publish.gone(run.store, run.vbd)  # before what they name is released: its number may be another's then
+    if nodes and run.store is not None:
+        publish.gone(run.store, run.vbd, nodes)  # before what they name is released: its number may be another's then
     if old is None:
         return
     run.doing = "releasing", old.path

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from vbdkit.protocol.vbd import Vbd
     from vbdkit.xenstore.client import Connection
 
+# All that a script may have left in a backend directory.
+ALL = (*OUTPUT, HOTPLUG_STATUS, HOTPLUG_ERROR)
+
 
 def connected(
     run: "Run", store: "Connection", params: bytes, nodes: "list[tuple[bytes, bytes]]", clear: bool, lock: "Lock"
@@ -66,12 +69,12 @@ def tell(store: "Connection", vbd: "Vbd", failure: Failure, forget: bool, tx: in
     store.write_many(items, tx)
 
 
-def gone(store: "Connection", vbd: "Vbd") -> None:
-    """Take back all that a script publishes, so that nobody takes a number for this vbd's that another has by then.
+def gone(store: "Connection", vbd: "Vbd", names: "tuple[bytes, ...]" = ALL) -> None:
+    """Take back what a script publishes, so that nobody takes a number for this vbd's that another has by then.
 
     No transaction: nothing waits for these to go, and a removal never makes a directory.
     """
-    store.remove_many([vbd.node(name) for name in (*OUTPUT, HOTPLUG_STATUS, HOTPLUG_ERROR)])
+    store.remove_many([vbd.node(name) for name in names])
 
 
 def gone_whole(store: "Connection", vbd: "Vbd") -> None:

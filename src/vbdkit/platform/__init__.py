@@ -9,6 +9,8 @@ Each system is a package here that has:
     adds to it before a step whose result bears no name of its own.
 ``owned() -> list[(owner, made)]``, ``made_device(made, owner) -> (path, identity) | None``
     all that is bound on this host by vbdkit, and the one that a record speaks of.
+``bound_to(dev, ino) -> list[path]``
+    the devices that anybody made from the file with these numbers.
 ``device(target, writable) -> Backing``
     the same for a device, which needs nothing made.
 ``chain(target) -> Chain``, ``local_users(chain, target, known) -> list[User]``, ``explain(chain)``

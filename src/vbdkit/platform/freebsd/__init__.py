@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MADE",
     "bind",
+    "bound_to",
     "chain",
     "configure",
     "device",
@@ -134,6 +135,11 @@ def owned() -> "list[tuple[str, dict[str, str]]]":
 def made_device(made: "dict[str, str]", owner: str) -> "tuple[bytes, tuple[int, int]] | None":
     """Nothing is made."""
     return None
+
+
+def bound_to(dev: int, ino: int) -> "list[bytes]":
+    """Return nothing: files are used as they are."""
+    return []
 
 
 def unbind_unlabelled(node: bytes, identity: "tuple[int, int] | None", params: bytes) -> str:

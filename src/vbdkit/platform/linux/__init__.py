@@ -27,6 +27,7 @@ __all__ = [
     "MADE",
     "REMOVES_BACKEND",
     "bind",
+    "bound_to",
     "chain",
     "configure",
     "device",
@@ -142,6 +143,11 @@ def made_device(made: "dict[str, str]", owner: str) -> "tuple[bytes, tuple[int, 
         if loop.owner == owner.encode("ascii") and noted and made.get("file") == _backing(loop):
             return loop.path, block_identity(loop.rdev)
     return None
+
+
+def bound_to(dev: int, ino: int) -> "list[bytes]":
+    """Return the loop devices on the file with these numbers, whoever made them."""
+    return [loop.path for loop in loops.bound() if loop.backing == (dev, ino)]
 
 
 def unbind_unlabelled(node: bytes, identity: "tuple[int, int]", params: bytes) -> str:
