@@ -1,7 +1,8 @@
 """Scripts in shell on a host with a real store: any shell, our library beside them, a folder of programs in front."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,16 @@ __all__ = ["host", "image", "read_only_loop"]  # fixtures
 
 # bash for the scripts of Linux; the others stand in for small systems and for the BSDs' shells.
 SHELLS = {"bash": "/bin/bash", "dash": "/bin/dash", "busybox": "/bin/busybox sh", "mksh": "/bin/mksh"}
+WAIT = 20.0  # seconds for what must come
 HEAD = 'dir=$(dirname "$0")\n. "$dir/block-common.sh"\n'
+
+
+def wait_for(true: Callable[[], bool], what: str) -> None:
+    """Wait until a function is true."""
+    end = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < end, f"{what} did not come"
+        time.sleep(0.01)
 
 
 @dataclass
@@ -37,7 +47,7 @@ class Scripts:
         (self.folder / "hotplugpath.sh").write_text(f"XEN_LOG_DIR={self.log.parent}\nbindir={self.programs}\n")
         package = Path(vbdkit.__file__).parent
         limit = self.host.time_limit
-        stub = Stub(b"", package, None, self.host.run_dir, self.host.lock_dir, limit, Path(PYTHON))
+        stub = Stub(b"", package, None, self.host.run_dir, self.host.lock_dir, limit, python=Path(PYTHON))
         (self.folder / LIBRARY).write_bytes(stub.library(self.folder))
 
     def program(self, name: str, text: str) -> None:

@@ -10,19 +10,9 @@ import pytest
 
 from tests.host import Disk, Host
 from tests.images import losetup
-from tests.shell.conftest import Scripts
+from tests.shell.conftest import WAIT, Scripts, wait_for
 from tests.stores import realstore
 from vbdkit.engine.lock import Lock
-
-WAIT = 20.0  # seconds for what must come
-
-
-def wait_for(true: "object", what: str) -> None:
-    """Wait until a function is true."""
-    end = time.monotonic() + WAIT
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.01)
 
 
 def lock_is_free(host: Host, name: bytes = b"block") -> bool:

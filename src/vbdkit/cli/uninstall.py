@@ -58,7 +58,7 @@ def uninstall(scripts_dir: Path, report: Report) -> None:
     """Take script and library of ``scripts_dir`` away, telling ``report``. Raises CommandError where none is ours."""
     block, library = scripts_dir / stub.NAME, scripts_dir / stub.LIBRARY
     ours = [path for path in (block, library) if stub.is_ours(path)]
-    if not ours:
+    if not ours or (not stub.there(block) and stub.there(stub.kept(block))):
         raise _nothing(block)
     run_dir = Path(os.fsdecode(stub.settings(block).get("run_dir") or RUN_DIR))
     for path in ours:

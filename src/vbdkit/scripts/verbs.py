@@ -74,6 +74,7 @@ class Script:
         self._locks: dict[bytes, Lock] = {}
         self._heard = b""  # the last line on stderr since the last question
         self._told = False  # a failure, and nothing good since
+        self._before: list[bytes | None] = []  # status and error as they were, for another's words
         self._ended = False
         self._end = time.monotonic() + time_limit
         self._limit = time_limit
@@ -94,11 +95,14 @@ class Script:
 
     def begin(self) -> None:
         """Start: a remove has the vbd's record from now on, as any run that works on a vbd."""
-        if self._run is not None and self._run.command == REMOVE:
-            try:
+        if self._run is None:
+            return
+        try:
+            if self._run.command == REMOVE:
                 self._record = self._run.records.take(self._run.vbd.name, self._run.deadline)
-            except Failure as error:
-                self._run.log(syslog.LOG_WARNING, str(error))
+            self._before = self._outcome(self._run)
+        except (Failure, StoreError) as error:
+            self._run.log(syslog.LOG_WARNING, str(error))
 
     def hear(self, text: bytes) -> None:
         """Note what tools said on stderr."""
@@ -197,6 +201,7 @@ class Script:
 
         store.transaction(body)
         self._told = False
+        self._before = [CONNECTED, None]
 
     def _do_fatal(self, run: Run, text: bytes) -> None:
         raise Failure("{why}", why=_line(text))
@@ -206,7 +211,8 @@ class Script:
 
     def _do_failed(self, run: Run, what: bytes, status: bytes) -> None:
         """A command of the script failed, and the script ends. What is told already has better words."""
-        if self._told:
+        now = self._outcome(run)
+        if self._told or (now[1] is not None and now != self._before):  # perhaps by a script that this one called
             return
         raise Failure(
             "{what} failed ({why})",
@@ -291,6 +297,9 @@ class Script:
         if not any(self._store(run).read_many([run.vbd.node(name) for name in names])):
             said = f" (it said: {shown(self._heard)})" if self._heard else ""
             self.fail(Failure("the script ended before the disk was attached{said}", said=said))
+
+    def _outcome(self, run: Run) -> "list[bytes | None]":
+        return self._store(run).read_many([run.vbd.node(name) for name in (HOTPLUG_STATUS, HOTPLUG_ERROR)])
 
     def _forget(self, run: Run) -> None:
         """After a remove: what was published here speaks of a device that may be another's now."""
