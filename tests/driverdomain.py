@@ -20,6 +20,7 @@ from vbdkit.protocol.nodes import CLOSED, HOTPLUG_STATUS, INIT_WAIT, STATE
 from vbdkit.toolstack.nodes import Disk, Guest, add_disk, create_guest, remove_disk
 from vbdkit.xenstore.client import Connection, StoreError
 from vbdkit.xenstore.embedded import EmbeddedStore
+from vbdkit.xenstore.embedded.permissions import Quota
 
 DOMID = 7
 # Where no script is: what is called so is vbdkit's own there.
@@ -32,7 +33,7 @@ def until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> N
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not in {seconds} s: {what}"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 class DriverDomain:
@@ -186,7 +187,8 @@ class DriverDomain:
 def driver_domain(folder: Path, kind: str) -> Iterator[DriverDomain]:
     """A driver domain beside a store of one of KINDS."""
     if kind == "embedded":
-        with EmbeddedStore(os.fsencode(folder / "socket")) as embedded:
+        # As much as dom0's administrator gives a domain that serves many disks.
+        with EmbeddedStore(os.fsencode(folder / "socket"), quota=Quota(nodes=10000)) as embedded:
             embedded.listen(os.fsencode(folder / "driver"), DOMID)
             environ = {b"XENSTORED_PATH": os.fsencode(folder / "driver")}
             yield from _until_closed(DriverDomain(folder, Store(kind, folder / "socket"), environ))

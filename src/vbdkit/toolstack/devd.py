@@ -432,7 +432,7 @@ class DriverDomain:
         if not why and not done.killed:
             why = shown(error) if error else done.said
         why = why or _ending(done)
-        if store is not None and status is None and params is not None:
+        if store is not None and status is None and params is not None and not done.said:  # ours has tried itself
             # The toolstack does not see how a script ends here, and never will: this is where somebody may look.
             try:
                 publish.failed(store, vbd, failure or Failure("{why}", why=why), forget=False)
