@@ -13,6 +13,8 @@ from .timing import Command, duration, lock_held
 # What an `add` may import before its own modules: all of it is in the interpreter or one small file away.
 ALLOWED = "sys, posix, errno, time, stat, fcntl, _socket, struct, select, syslog"
 FLOOR = "python -ISc pass"
+# A custom script in shell, with Xen's library and with ours; "first" is one that no helper waits for.
+CUSTOM, FIRST = "custom script", "custom script, first"
 IMPORTS = "python, the allowed imports"
 
 
@@ -51,6 +53,7 @@ class Bench:
             for who, script in self._in_turn(number):
                 for what in ("file", "device"):
                     self._cycle(self.times, who, script, what, duration)
+                self._custom(self.times, who, script.with_name("block-custom"))
         for number in range(rounds):
             self.progress(f"lock: round {number + 1} of {rounds}")
             self._locks(self.locks, number)
@@ -73,6 +76,17 @@ class Bench:
             for what in ("file", "device"):
                 self._cycle(figures, who, script, what, lambda command: lock_held(command, LOCK))
 
+    def _custom(self, figures: Figures, who: str, script: Path) -> None:
+        """A script that reads two nodes and calls write_dev."""
+        if who == "stock":
+            self._cycle(figures, who, script, CUSTOM, duration)
+            return
+        self.stage.nobody_waits()
+        self._cycle(figures, who, script, FIRST, duration)
+        figures.samples.pop(f"{who} remove {FIRST}")  # which is not the first one any more
+        self.stage.somebody_waits()
+        self._cycle(figures, who, script, CUSTOM, duration)
+
     def _warm_up(self) -> None:
         """One round that is not kept: files come into the page cache."""
         unkept = Figures()
@@ -80,6 +94,7 @@ class Bench:
         for who, script in self._in_turn(0):
             for what in ("file", "device"):
                 self._cycle(unkept, who, script, what, duration)
+            self._custom(unkept, who, script.with_name("block-custom"))
 
     def _in_turn(self, number: int) -> Iterator[tuple[str, Path]]:
         both = [("stock", self.stage.stock / "block"), ("ours", self.stage.ours / "block")]

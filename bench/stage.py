@@ -24,6 +24,14 @@ DEVID = 51712
 FIRST_OTHER = 1000  # domid of the first of the other guests
 IMAGE_BYTES = 64 << 20
 OTHER_BYTES = 1 << 20  # of each other guest's disk
+# The same in both folders: what counts is the library beside it.
+CUSTOM = """#!/bin/bash
+dir=$(dirname "$0")
+. "$dir/block-common.sh"
+device=$(xenstore_read "$XENBUS_PATH/params")
+mode=$(xenstore_read "$XENBUS_PATH/mode")
+[ "$command" = remove ] || [ -z "$mode" ] || write_dev "$device"
+"""
 # Arguments of one xenstore-write: far below the kernel's limit.
 NODES_AT_ONCE = 1500
 
@@ -68,11 +76,16 @@ class Stage:
         self.store = int(output(str(REALSTORE), "start", str(self.socket.parent)))
         self.ours = self.folder / "ours"
         self.ours.mkdir()
+        self.records = self.folder / "records"
         # A copy, since the checkout may lie where others than root can write, which install refuses.
         library = self.folder / "library"
         shutil.copytree(CHECKOUT / "src/vbdkit", library / "vbdkit")
         install = [PYTHON, "-m", "vbdkit", "install", "--scripts-dir", str(self.ours), "--python", PYTHON]
+        install += ["--run-dir", str(self.records)]
         output(*install, environment={**os.environ, "PYTHONPATH": str(library)})
+        for folder in (self.stock, self.ours):
+            (folder / "block-custom").write_text(CUSTOM)
+            (folder / "block-custom").chmod(0o755)
         self.file = self.folder / "file.img"
         backing = self.folder / "device.img"
         for path in (self.file, backing):
@@ -99,6 +112,18 @@ class Stage:
         if self._made_locks:
             with contextlib.suppress(OSError):
                 LOCK.parent.rmdir()
+
+    def nobody_waits(self) -> None:
+        """Let the next custom script of ours start its helper."""
+        shutil.rmtree(self.records / ".sh", ignore_errors=True)
+
+    def somebody_waits(self) -> None:
+        """Let the helper of the last custom script of ours be ready for the next one."""
+        end = time.monotonic() + 10
+        while not (self.records / ".sh/pid").exists():
+            if time.monotonic() > end:
+                raise CannotBench("no helper waits for the next script")
+            time.sleep(0.002)
 
     def environment(self, script: Path) -> dict[str, str]:
         """What libxl gives a script (C3), and where the store and its tools are.

@@ -1,6 +1,7 @@
 """Scripts in shell on a host with a real store: any shell, our library beside them, a folder of programs in front."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,8 +75,16 @@ class Scripts:
         return self.host.disk(domid, params, mode)
 
     def records(self) -> list[str]:
-        """What stands in the records' folder, folders of conversations included."""
-        return sorted(os.listdir(self.host.run_dir)) if self.host.run_dir.exists() else []
+        """What stands in the records' folder, folders of conversations included; not the helper that waits."""
+        names = os.listdir(self.host.run_dir) if self.host.run_dir.is_dir() else []
+        return sorted(name for name in names if name != ".sh" and not name.startswith(".sh."))
+
+
+@pytest.fixture(autouse=True)
+def _nobody_waits(host: Host) -> Iterator[None]:
+    """The helper that waits for another script goes with its folder."""
+    yield
+    shutil.rmtree(host.run_dir / ".sh", ignore_errors=True)
 
 
 @pytest.fixture(params=SHELLS)

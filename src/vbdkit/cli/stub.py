@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vbdkit import __version__
+from vbdkit.engine.record import RUN_DIR
 from vbdkit.platform import current, load
 
 NAME = "block"
@@ -58,6 +59,7 @@ class Stub:
             b"# shellcheck shell=dash",
             _LIBRARY_MARKER + _WRITTEN.encode("ascii"),
             b"_vbdkit_python=" + _quoted(os.fsencode(self.python)),
+            b"_vbdkit_run=" + _quoted(os.fsencode(self.run_dir) if self.run_dir else RUN_DIR),
             b"_vbdkit_folder=" + _quoted(os.fsencode(scripts_dir)),
             b"_vbdkit_start=" + _quoted("\n".join(self._start("common")).encode("ascii")),
         ]

@@ -1,34 +1,33 @@
 """block-common.sh's other half: the process that a shell script's library talks to. What the library starts.
 
-One process per run of a script, since starting one per call is what makes Xen's own library slow. The library waits for
-this module's first part only, which makes the places to talk and leaves; the helper that stays behind loads the
-rest meanwhile (``scripts/helper.py``). It is nobody's child, so a script's ``wait`` does not wait for it.
+One process per run of a script, since starting one per call is what makes Xen's own library slow. The library waits
+for this module's first part only, which makes the places to talk and leaves; the helper that stays behind loads
+the rest meanwhile (``scripts/helper.py``). It is nobody's child, so a script's ``wait`` does not wait for it. When its
+script has ended, it waits a while for the next one (``scripts/waiting.py``).
 """
 
 import posix
 import sys
 
 from vbdkit.engine.record import RUN_DIR
+from vbdkit.scripts.talk import PIPES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-# The named pipes of one conversation, each made in the folder that the library is told.
-PIPES = (b"turn", b"ask", b"answer", b"err")
-
 
 def main(system: str = "", run_dir: bytes = RUN_DIR, **settings: "Any") -> "NoReturn":
     """Start a helper for the shell that ``sys.argv`` speaks of, print its pid and folder, and end the process."""
-    pid, command, script, path, log_dir = [text.encode("utf-8", "surrogateescape") for text in sys.argv[1:6]]
-    folder = run_dir + b"/.sh-" + pid
+    fields = [text.encode("utf-8", "surrogateescape") for text in sys.argv[1:6]]
+    folder = place(run_dir, fields[0])
     try:
-        _make(run_dir, folder)
+        make(run_dir, folder)
         helper = posix.fork()
     except OSError as error:
         from vbdkit.scripts.helper import no_place
 
-        no_place(error, folder, command, script, path)
+        no_place(error, fields, folder)
         posix._exit(1)
     if helper:
         posix.write(1, b"%d %s\n" % (helper, folder))
@@ -38,11 +37,19 @@ def main(system: str = "", run_dir: bytes = RUN_DIR, **settings: "Any") -> "NoRe
     load("helper", "add", system or sys.platform.rstrip("0123456789"))
     from vbdkit.scripts.helper import serve
 
-    serve(int(pid), command.decode("ascii"), script, path, folder, log_dir, run_dir, system, **settings)
+    if serve(fields, folder, run_dir, system, posix.environ, settings):
+        from vbdkit.scripts.waiting import wait
+
+        wait(run_dir, system, settings)
     posix._exit(0)
 
 
-def _make(run_dir: bytes, folder: bytes) -> None:
+def place(run_dir: bytes, pid: bytes) -> bytes:
+    """Return the folder of the conversation with one shell."""
+    return run_dir + b"/.sh-" + pid
+
+
+def make(run_dir: bytes, folder: bytes) -> None:
     """Make the folder and its pipes, for root only. Raises OSError."""
     try:
         posix.mkdir(folder, 0o700)
@@ -55,14 +62,14 @@ def _make(run_dir: bytes, folder: bytes) -> None:
     except FileExistsError:
         clean(folder)  # of another process that had this pid, and whose helper was killed
         posix.mkdir(folder, 0o700)
-    for name in PIPES:
+    for name in (*PIPES, b"err"):
         posix.mkfifo(folder + b"/" + name, 0o600)
 
 
 def clean(folder: bytes) -> None:
     """Take a folder of a conversation away."""
     try:
-        for name in PIPES:
+        for name in (*PIPES, b"err", b"pid"):
             try:
                 posix.unlink(folder + b"/" + name)
             except FileNotFoundError:

@@ -25,7 +25,7 @@ from vbdkit.xenstore.client import Connection, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vbdkit.engine.check import Finding
     from vbdkit.engine.record import Record
@@ -63,6 +63,7 @@ class Script:
         run_dir: bytes,
         system: str,
         say: "Callable[[bytes], None]",
+        environ: "Mapping[bytes, bytes]",
         lock_dir: bytes = LOCK_DIR,
         time_limit: float = TIME_LIMIT,
         **settings: bytes,
@@ -86,7 +87,7 @@ class Script:
             here = platform.load(system or platform.current())
             if settings:
                 here.configure(**settings)
-            self._run = Run(name, command, vbd, here, load, Records(run_dir), lock_dir, 0.0, 0.0, posix.environ)
+            self._run = Run(name, command, vbd, here, load, Records(run_dir), lock_dir, 0.0, 0.0, environ)
             self._allow(self._run)
         self._path = path
         self._lock_dir = lock_dir
@@ -156,6 +157,8 @@ class Script:
             lock.__exit__()
         if self._record is not None:
             self._record.close()
+        if self._run is not None and self._run.store is not None:
+            self._run.store.close()
 
     # Questions. Each takes its fields and returns the text of the answer.
 

@@ -297,8 +297,19 @@ fi
 _vbdkit_kind=${XENBUS_PATH%/*/*}
 export XENBUS_TYPE="${XENBUS_TYPE:-${_vbdkit_kind##*/}}" XENBUS_BASE_PATH="${XENBUS_BASE_PATH:-${_vbdkit_kind%/*}}"
 
+# The helper that waits forks one for this script; else a new one is started.
+_vbdkit_answer=
 # shellcheck disable=SC2154  # the settings in front
-_vbdkit_helper=$("$_vbdkit_python" -IS -c "$_vbdkit_start" "$$" "$command" "$0" "$XENBUS_PATH" "$XEN_LOG_DIR") || exit 1
+_vbdkit_pipes=$_vbdkit_run/.sh
+if [ -p "$_vbdkit_pipes/turn" ] && IFS= read -r _vbdkit_helper <"$_vbdkit_pipes/pid" &&
+  kill -0 "$_vbdkit_helper" 2>/dev/null; then
+  # shellcheck disable=SC2154
+  _vbdkit_ask start "$$" "$command" "$0" "$XENBUS_PATH" "$XEN_LOG_DIR" "$_vbdkit_start" || _vbdkit_answer=
+fi
+_vbdkit_helper=${_vbdkit_answer:-$(
+  # shellcheck disable=SC2154
+  "$_vbdkit_python" -IS -c "$_vbdkit_start" "$$" "$command" "$0" "$XENBUS_PATH" "$XEN_LOG_DIR"
+)} || exit 1
 _vbdkit_pipes=${_vbdkit_helper#* }
 _vbdkit_helper=${_vbdkit_helper%% *}
 exec 2>"$_vbdkit_pipes/err"
