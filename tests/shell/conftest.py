@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Scripts:
         (self.folder / "hotplugpath.sh").write_text(f"XEN_LOG_DIR={self.log.parent}\nbindir={self.programs}\n")
         package = Path(vbdkit.__file__).parent
         limit = self.host.time_limit
-        stub = Stub(b"", package, None, self.host.run_dir, self.host.lock_dir, limit, python=Path(PYTHON))
+        system = None if self.host.system == sys.platform else self.host.system
+        stub = Stub(b"", package, system, self.host.run_dir, self.host.lock_dir, limit, python=Path(PYTHON))
         (self.folder / LIBRARY).write_bytes(stub.library(self.folder))
 
     def program(self, name: str, text: str) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from tests.host import Disk, Host
 from tests.images import losetup
-from tests.shell.conftest import WAIT, Scripts, wait_for
+from tests.shell.conftest import SHELLS, WAIT, Scripts, wait_for
 from tests.stores import realstore
+from vbdkit.datapaths import load
+from vbdkit.engine.leftovers import KEPT, Collection
 from vbdkit.engine.lock import Lock
 
 
@@ -143,6 +145,48 @@ class TestWriteDev:
         bash.write(f"write_dev {devices[0]}")
         assert disk.add().status == 0
         assert losetup("--list", "--noheadings", "--output", "BACK-FILE", loop) != str(image)
+
+
+def test_freebsds_way(tmp_path: Path, store_socket: Path, image: Path) -> None:
+    """C4, O4: called with the path, a plain file is handed over as it is; the check is the same."""
+    (tmp_path / "host").mkdir()
+    scripts = Scripts(Host(tmp_path / "host", store_socket, system="freebsd"), SHELLS["dash"])
+    first, second = [scripts.disk(f'[ "$command" = remove ] || write_dev {image}', domid) for domid in (5, 6)]
+    done = first.add()
+    assert (done.status, done.outcome) == (0, b"connected"), done.output
+    assert done.nodes["physical-device-path"].decode() == str(image)
+    assert "physical-device" not in done.nodes
+    assert second.add().outcome == b"busy"
+    assert first.remove().status == 0
+    assert scripts.records() == []
+
+
+class TestWhoseItIs:
+    """What a script attached, that script alone can take back."""
+
+    def test_gc_keeps_and_names_it(self, bash: Scripts, host: Host, devices: list[str]) -> None:
+        disk = bash.disk(f"write_dev {devices[0]}")
+        assert disk.add().status == 0
+        disk.forget()
+        with host.connect() as store:
+            store.write(b"domid", b"0")
+        environ = {os.fsencode(key): os.fsencode(value) for key, value in host.environment().items()}
+        [item] = Collection(load, environ, "", os.fsencode(host.run_dir), os.fsencode(host.lock_dir))
+        assert item.outcome == KEPT
+        assert f"{devices[0]} was attached by {host.script}, which alone can take it back" in item.note
+        assert bash.records() == ["vbd-5-51712"]
+
+    def test_block_remove_lets_go_of_the_record_only(self, bash: Scripts, host: Host, image: Path) -> None:
+        block, loop = host.script, losetup("--find", "--show", str(image))
+        disk = bash.disk(f"write_dev {loop}")
+        assert disk.add().status == 0
+        host.script = block
+        try:
+            assert disk.remove().status == 0
+            assert bash.records() == []
+            assert losetup("--list", "--noheadings", "--output", "BACK-FILE", loop) == str(image)
+        finally:
+            losetup("-d", loop)
 
 
 class TestFailures:
@@ -361,6 +405,10 @@ class TestConversation:
         done = bash.disk("exec 2>&1; kill -9 $_vbdkit_helper; while kill -0 $_vbdkit_helper; do :; done; success").add()
         assert done.status == 1
         assert "the helper process of vbdkit is gone" in done.output
+
+    def test_only_root_can_talk(self, bash: Scripts) -> None:
+        done = bash.disk('stat -c %a:%u "$_vbdkit_pipes" "$_vbdkit_pipes"/* >&2; success').add()
+        assert done.output.split() == ["700:0"] + ["600:0"] * 4
 
     def test_wait_does_not_wait_for_the_helper(self, scripts: Scripts) -> None:
         assert scripts.disk("wait; success").add().status == 0

@@ -26,7 +26,7 @@ def _linux() -> None:
 def waiting(scripts: Scripts) -> int:
     """The pid of the one that waits, 0 where none does."""
     try:
-        pid = int((scripts.host.run_dir / ".sh" / "pid").read_text())
+        pid = int((scripts.host.run_dir / ".sh" / "pid").read_text().split()[0])
         os.kill(pid, 0)
     except (OSError, ValueError):
         return 0
@@ -106,6 +106,14 @@ def test_one_that_was_killed_is_replaced(scripts: Scripts) -> None:
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: waiting(scripts) == 0, "its end")
     assert with_one_waiting(scripts) != pid
+
+
+def test_another_process_with_its_pid_is_not_taken_for_it(scripts: Scripts) -> None:
+    """Nobody would ever answer."""
+    os.kill(with_one_waiting(scripts), signal.SIGKILL)
+    mark = scripts.host.run_dir / ".sh" / "pid"
+    mark.write_text(f"{os.getpid()} {mark.read_text().split()[1]}\n")
+    assert scripts.disk("success").add().status == 0
 
 
 def test_it_refuses_other_settings(bash: Scripts) -> None:

@@ -130,7 +130,9 @@ def _settle(folder: bytes) -> int:
     make(folder.rpartition(b"/")[0], fresh)
     mark = os.open(fresh + b"/pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     free(mark)
-    os.write(mark, b"%d\n" % os.getpid())
+    with open("/proc/self/stat", "rb") as file:
+        began = file.read().rpartition(b")")[2].split()[19]  # proc(5), field 22
+    os.write(mark, b"%d %s\n" % (os.getpid(), began))
     for _ in range(2):
         try:
             os.rename(fresh, folder)

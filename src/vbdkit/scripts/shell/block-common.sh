@@ -42,6 +42,18 @@ _vbdkit_ask() {
   return "$status"
 }
 
+# Whether the process that says that it waits lives, and is that process: by the time at which it began.
+_vbdkit_waits() {
+  local began line
+  {
+    IFS=' ' read -r _vbdkit_helper began <"$_vbdkit_pipes/pid" || return 1
+    IFS= read -r line <"/proc/$_vbdkit_helper/stat" || return 1
+  } 2>/dev/null
+  # shellcheck disable=SC2086  # numbers
+  set -- ${line##*) }
+  [ "${20}" = "$began" ]
+}
+
 # ---- How a script ends -----------------------------------------------------------------------------------------------
 
 # The reason goes to hotplug-error, the log and the toolstack; a script that ends otherwise is told by its tools' words.
@@ -301,8 +313,7 @@ export XENBUS_TYPE="${XENBUS_TYPE:-${_vbdkit_kind##*/}}" XENBUS_BASE_PATH="${XEN
 _vbdkit_answer=
 # shellcheck disable=SC2154  # the settings in front
 _vbdkit_pipes=$_vbdkit_run/.sh
-if [ -p "$_vbdkit_pipes/turn" ] && IFS= read -r _vbdkit_helper <"$_vbdkit_pipes/pid" &&
-  kill -0 "$_vbdkit_helper" 2>/dev/null; then
+if [ -p "$_vbdkit_pipes/turn" ] && _vbdkit_waits; then
   # shellcheck disable=SC2154
   _vbdkit_ask start "$$" "$command" "$0" "$XENBUS_PATH" "$XEN_LOG_DIR" "$_vbdkit_start" || _vbdkit_answer=
 fi
