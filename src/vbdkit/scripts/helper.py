@@ -79,6 +79,7 @@ class Stderr:
 
     def __init__(self, folder: bytes, log_dir: bytes) -> None:
         """Open both ends. Raises OSError."""
+        self._read = True  # the toolstack reads what it gets
         # For reading only: it ends when the last process that inherited it as its stderr does.
         self.fd = posix.open(folder + b"/err", posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
         try:
@@ -100,7 +101,8 @@ class Stderr:
 
     def tell(self, text: bytes) -> None:
         """Write to the toolstack's stderr and to the log."""
-        _write(2, text)
+        if self._read and not _write(2, text):
+            self._read = False  # nor will it be: the rest is for the log only
         if self._log >= 0:
             _write(self._log, text)
 
@@ -171,8 +173,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _write(fd: int, text: bytes) -> None:
-    """Write to what may be a pipe that nobody reads: that must not hold up a script."""
+def _write(fd: int, text: bytes) -> bool:
+    """Write to what may be a pipe that nobody reads: that must not hold up a script. False: nobody did in time."""
     until = time.monotonic() + _PATIENCE
     out = select.poll()
     out.register(fd, select.POLLOUT)
@@ -182,3 +184,4 @@ def _write(fd: int, text: bytes) -> None:
             text = text[posix.write(fd, text[:4096]) :]
     except OSError:
         pass
+    return not text

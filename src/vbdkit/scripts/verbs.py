@@ -62,7 +62,7 @@ class Script:
         path: bytes,
         run_dir: bytes,
         system: str,
-        say: "Callable[[bytes], None]",
+        say: "Callable[[bytes], object]",
         environ: "Mapping[bytes, bytes]",
         lock_dir: bytes = LOCK_DIR,
         time_limit: float = TIME_LIMIT,
