@@ -48,6 +48,8 @@ class Stage:
             raise CannotBench("it needs root: it makes loop devices")
         # On a disk, and only root's from / on.
         self.folder = Path(tempfile.mkdtemp(prefix="vbdkit-bench.", dir="/var/cache"))
+        # In memory, as /run/vbdkit is.
+        self.records = Path(tempfile.mkdtemp(prefix="vbdkit-bench.", dir="/run"))
         self.store = 0  # xenstored's pid
         self.others = 0
         self.loop = ""
@@ -76,7 +78,6 @@ class Stage:
         self.store = int(output(str(REALSTORE), "start", str(self.socket.parent)))
         self.ours = self.folder / "ours"
         self.ours.mkdir()
-        self.records = self.folder / "records"
         # A copy, since the checkout may lie where others than root can write, which install refuses.
         library = self.folder / "library"
         shutil.copytree(CHECKOUT / "src/vbdkit", library / "vbdkit")
@@ -107,6 +108,7 @@ class Stage:
             if bound.read_text().startswith(f"{self.folder}/"):
                 subprocess.run(["losetup", "-d", f"/dev/{bound.parts[3]}"], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.records, ignore_errors=True)
         if self._made_logs:
             shutil.rmtree(LOGS, ignore_errors=True)
         if self._made_locks:
