@@ -48,7 +48,9 @@ def vbdkit(*arguments: str) -> tuple[int, str]:
 
 
 def _connected(guest: Guest, devid: int = XVDB) -> bool:
-    return wait(lambda: node(f"{backend(guest.domid, devid)}/state") == "4", 60)
+    """Wait until both ends of a disk are connected."""
+    ends = backend(guest.domid, devid), f"/local/domain/{guest.domid}/device/vbd/{devid}"
+    return wait(lambda: all(node(f"{end}/state") == "4" for end in ends), 60)
 
 
 def _nodes(guest: Guest) -> dict[str, str]:
