@@ -331,7 +331,7 @@ class TestAsking:
         """SIGKILL while sysctl is asked, with the lock held: the record stays, and the next run takes it over."""
         fifo = system.place.folder / "fifo"
         os.mkfifo(fifo)
-        system.place.program("sysctl", f"#!/bin/sh\necho here >{fifo}\nexec sleep 30\n")
+        system.place.program("sysctl", f"#!/bin/sh\necho here >{fifo}\nexec /bin/sleep 30\n")
         disk = bsd.disk(5, image)
         process = disk.start("add")
         assert fifo.read_text() == "here\n"
