@@ -1,5 +1,6 @@
 """Stores for all tests."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import pytest
 
 from tests import host
 from tests.stores import real_store
+
+# A shell's background job and nohup start their programs with these ignored, and so would each script be started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

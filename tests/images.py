@@ -1,7 +1,9 @@
 """Disk images and block devices for tests, and the fixtures that make them."""
 
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,11 +49,33 @@ def big_sectors(host: Host, tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "4k"
     place.mkdir()
     subprocess.run(["mkfs.ext4", "-q", "-b", "4096", device], check=True)
-    subprocess.run(["mount", device, place], check=True)
-    yield make_image(place / "disk.img")
-    host.close()
-    subprocess.run(["umount", place], check=True)
-    losetup("-d", device)
+    try:
+        with mounted(place, device):
+            yield make_image(place / "disk.img")
+            host.close()
+    finally:
+        losetup("-d", device)
+
+
+@contextmanager
+def mounted(place: Path, *what: str) -> Iterator[None]:
+    """Have a file system mounted; ``what``: mount's arguments before the place."""
+    subprocess.run(["mount", *what, place], check=True)
+    try:
+        yield
+    finally:
+        take_back("umount", str(place))
+
+
+def take_back(*command: str, seconds: float = 10) -> None:
+    """Run a program that undoes something, again while another process has that open for a moment (EBUSY)."""
+    deadline = time.monotonic() + seconds
+    while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+        if time.monotonic() > deadline:
+            if command[0] == "umount":  # pytest's own clean-up fails on a mount, before it says which tests failed
+                subprocess.run(["umount", "--lazy", *command[1:]], check=False)
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        time.sleep(0.02)
 
 
 def losetup(*arguments: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.images import mounted
 from tests.need import need_root
 from vbdkit.engine import Records
 from vbdkit.engine.record import Busy
@@ -114,9 +115,8 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
     need_root()
     place = tmp_path / "tiny"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with mounted(place, "-t", "tmpfs", "-o", "size=4k", "tmpfs"):
+        yield place
 
 
 def test_a_full_file_system_leaves_no_record(tiny: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.host import Disk, Host, Result, bound_loops
-from tests.images import losetup, make_image
+from tests.images import losetup, make_image, take_back
 from tests.need import need_program
 
 MIB = 1 << 20
@@ -195,13 +194,6 @@ def run(*command: str, check: bool = True) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout.strip()
-
-
-def take_back(*command: str) -> None:
-    """Run a program that undoes something, again while another process has that open for a moment (EBUSY)."""
-    deadline = time.monotonic() + 10
-    while subprocess.run(command, capture_output=True).returncode and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def release(folder: Path) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 
 from tests.host import Result
+from tests.images import take_back
 from tests.need import need_program
-from tests.sharing.machine import ALICE, Machine, run, take_back
+from tests.sharing.machine import ALICE, Machine, run
 
 User = Callable[[Machine, str], tuple[str, ...]]
 
