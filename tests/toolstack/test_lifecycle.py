@@ -66,10 +66,10 @@ class TestAttach:
 
     def test_a_second_guest_is_refused_and_nothing_of_it_stays(self, either: Xen, image: Path) -> None:
         either.attach(f"{image},,xvda")
+        connected(either)
         before = everything(either.store)
         with pytest.raises(Failure, match=r"is in use by guest 5 \(web\) as its disk xvda, read-write \(through"):
             either.attach(f"{image},,xvdb", domid=6)
-        connected(either)
         assert [path for path, _ in everything(either.store)] == [path for path, _ in before]
         assert first_bytes(either) == b"first sector"
         either.detach()

@@ -8,6 +8,7 @@ script has ended, it waits a while for the next one (``scripts/waiting.py``).
 
 import posix
 import sys
+import time
 
 from vbdkit.engine.record import RUN_DIR
 from vbdkit.scripts.talk import PIPES
@@ -34,13 +35,14 @@ def main(system: str = "", run_dir: bytes = RUN_DIR, **settings: "Any") -> "NoRe
         posix._exit(0)
     from vbdkit.hot import load
 
+    began = time.time_ns()
     load("helper", "add", system or sys.platform.rstrip("0123456789"))
     from vbdkit.scripts.helper import serve
 
     if serve(fields, folder, run_dir, system, posix.environ, settings):
         from vbdkit.scripts.waiting import wait
 
-        wait(run_dir, system, settings)
+        wait(run_dir, system, settings, began)
     posix._exit(0)
 
 

@@ -30,9 +30,13 @@ _LINGER = 1.0
 _PIDFD_GETFD = 438  # asm-generic/unistd.h, the same on all machines
 
 
-def wait(run_dir: bytes, system: str, settings: "dict[str, Any]") -> None:
-    """Wait for scripts, unless another helper does. Returns when it is time to end the process."""
-    if not hasattr(os, "pidfd_open"):
+def wait(run_dir: bytes, system: str, settings: "dict[str, Any]", began: int) -> None:
+    """Wait for scripts, unless another helper does. Returns when it is time to end the process.
+
+    ``began`` (time.time_ns()) is from before the modules were loaded: one that changed since may be the old one here.
+    """
+    sources = _sources()
+    if not hasattr(os, "pidfd_open") or any(changed > began for _, changed, _ in sources):
         return
     os.closerange(3, 1024)
     os.chdir("/")
@@ -42,7 +46,7 @@ def wait(run_dir: bytes, system: str, settings: "dict[str, Any]") -> None:
         if mark < 0:
             return
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
-        Waiting(folder, mark, run_dir, system, settings).wait()
+        Waiting(folder, mark, run_dir, system, settings, sources).wait()
     except OSError:
         return  # the folder went away, say
 
@@ -50,8 +54,16 @@ def wait(run_dir: bytes, system: str, settings: "dict[str, Any]") -> None:
 class Waiting:
     """One that waits. ``mark`` is the open file in ``folder`` whose lock says that somebody does."""
 
-    def __init__(self, folder: bytes, mark: int, run_dir: bytes, system: str, settings: "dict[str, Any]") -> None:
-        """Take the parts, and note what must not change."""
+    def __init__(
+        self,
+        folder: bytes,
+        mark: int,
+        run_dir: bytes,
+        system: str,
+        settings: "dict[str, Any]",
+        sources: "list[tuple[str, int, int]]",
+    ) -> None:
+        """Take the parts; ``sources`` are those that must not change."""
         self._folder = folder
         self._mark = mark
         self._run_dir = run_dir
@@ -60,7 +72,7 @@ class Waiting:
         self._talk = Talk(folder)
         self._start = os.fsencode(sys.orig_argv[sys.orig_argv.index("-c") + 1])
         self._getfd = _getfd()
-        self._sources = _sources()
+        self._sources = sources
         self._until = time.monotonic() + STAY
 
     def wait(self) -> None:
@@ -159,13 +171,13 @@ def _is_taken(folder: bytes) -> bool:
 
 
 def _sources() -> "list[tuple[str, int, int]]":
-    """Return time and size of each module's source. Raises OSError for one that is gone."""
+    """Return when each module's source last changed in any way, and its size. Raises OSError for one that is gone."""
     found = []
     for name, module in sorted(sys.modules.items()):
         source = getattr(module, "__file__", None)
         if name.startswith("vbdkit") and source:
             status = os.stat(source)
-            found.append((source, status.st_mtime_ns, status.st_size))
+            found.append((source, status.st_ctime_ns, status.st_size))
     return found
 
 
