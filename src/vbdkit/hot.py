@@ -29,6 +29,8 @@ _FORMAT = 1
 _ROOTS = {
     ("block", "add"): ("scripts.block", "platform.{}", "engine.attach", "datapaths.file"),
     ("block", "remove"): ("scripts.block", "platform.{}", "engine.detach", "datapaths.file"),
+    ("custom", "add"): ("scripts.custom", "platform.{}", "engine.custom", "engine.tool"),
+    ("custom", "remove"): ("scripts.custom", "platform.{}", "engine.detach", "engine.tool"),
     ("common", "add"): ("scripts.common",),
     ("common", "remove"): ("scripts.common",),
     ("helper", "add"): ("scripts.helper", "platform.{}"),

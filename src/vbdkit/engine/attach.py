@@ -77,13 +77,13 @@ def add(run: "Run") -> None:
                 publish.connected(run, store, params, run.platform.nodes(backing), error is not None, lock)
         except BaseException as reason:
             if run.unsure is None or not _came_through(run, reason):
-                _undo(run, datapath, made, record)
+                undo(run, datapath, made, record)
                 raise
         finally:
             record.close()
     finally:
         target.close()
-    run.log(syslog.LOG_INFO, _done(params, mode, backing, found))
+    run.log(syslog.LOG_INFO, summary(params, mode, backing, found))
 
 
 def asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | None) -> Mode:
@@ -146,8 +146,8 @@ def _came_through(run: "Run", reason: BaseException) -> bool:
     return came_through(run, reason)
 
 
-def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]", record: "Record") -> None:
-    """Take back a side effect after a failure; the record goes only when that worked."""
+def undo(run: "Run", datapath: "Datapath", made: "dict[str, str]", record: "Record") -> None:
+    """Take back what an add has made so far, after a failure; the record goes only when that worked."""
     if run.unsure is not None:
         # A driver may take the device by its number at any moment, so that number must not become another's.
         run.log(syslog.LOG_ERR, f"may have been published: what was attached and its record {shown(record.path)} stay")
@@ -162,7 +162,8 @@ def _undo(run: "Run", datapath: "Datapath", made: "dict[str, str]", record: "Rec
             run.log(syslog.LOG_INFO, "undone: " + done)
 
 
-def _done(params: bytes, mode: Mode, backing: "Backing", found: "Finding | None") -> str:
+def summary(params: bytes, mode: Mode, backing: "Backing", found: "Finding | None") -> str:
+    """Return what an add has done, for the log."""
     what = shown(params)
     device = shown(backing.device)
     text = f"{what} attached{'' if device == what else ' as ' + device} ({mode})"

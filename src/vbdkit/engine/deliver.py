@@ -70,7 +70,7 @@ def deliver(run: "Run", device: bytes, script: bytes, lock: "Lock | None") -> No
         record = run.records.begin(vbd.name, facts)
         try:
             if run.environ.get(PATH_ONLY[0]) == PATH_ONLY[1] and nodes[-1][0] != PHYSICAL_DEVICE_PATH:
-                _publish_path(run, target.path)
+                publish_path(run, target.path)
                 run.log(syslog.LOG_INFO, f"{shown(device)} is left to the toolstack to check and publish")
             elif lock is None:
                 with Lock(run.lock_dir, run.deadline) as own:
@@ -119,7 +119,8 @@ def _publish(
     run.log(syslog.LOG_INFO, f"{shown(target.path)} attached for {shown(params)} ({mode}){unchecked}")
 
 
-def _publish_path(run: "Run", device: bytes) -> None:
+def publish_path(run: "Run", device: bytes) -> None:
+    """Leave a device to the toolstack to check and publish (G1). Raises Failure, StoreError."""
     store, vbd = run.store, run.vbd
     assert store is not None
 

@@ -68,7 +68,7 @@ class Records:
                 wait(fd, deadline)
                 status = at(fd, path)
                 if status is not None:
-                    record = Record(path, fd, self._facts(fd, name, status.st_uid))
+                    record = Record(path, fd, self.facts(fd, name))
                     fd = -1
                     return record
             except TimeoutError:
@@ -111,7 +111,7 @@ class Records:
                     raise Failure("{path} belongs to another user; see whose it is and remove it", path=fresh)
                 if status.st_size:  # a kill has left one
                     posix.ftruncate(fd, 0)
-                _write(fd, f"{VERSION}\n{_lines(facts)}")
+                _write(fd, f"{VERSION}\n{lines(facts)}")
                 if first:
                     posix.link(fresh, path)
                     posix.unlink(fresh)
@@ -134,23 +134,19 @@ class Records:
             why=why,
         )
 
-    def _facts(self, fd: int, name: str, owner: int) -> "dict[str, str]":
+    def facts(self, fd: int, name: str) -> "dict[str, str]":
         """Return what an open record says. Raises Failure where it is not one, OSError."""
         text = posix.read(fd, 65536)
-        if owner != posix.geteuid():
+        if posix.fstat(fd).st_uid != posix.geteuid():
             raise self.unreadable(name, "it belongs to another user")
         whole, _, _ = text.rpartition(b"\n")
-        version, *lines = whole.decode("ascii", "replace").split("\n")
+        version, *rest = whole.decode("ascii", "replace").split("\n")
         if version != VERSION:
             raise self.unreadable(name, f"it begins with {version[:40]!r}" if text else "it is empty")
-        found = {}
-        for line in lines:
-            key, _, value = line.partition(" ")
-            try:
-                found[key] = _unescaped(value)
-            except ValueError:
-                raise self.unreadable(name, f"{line[:40]!r} is no line of one") from None
-        return found
+        try:
+            return read_lines(rest)
+        except ValueError as error:
+            raise self.unreadable(name, f"{error} is no line of one") from None
 
 
 class Busy(Failure):
@@ -171,7 +167,7 @@ class Record:
     def add(self, facts: "dict[str, str]") -> None:
         """Add facts, in one write. Raises OSError."""
         self.facts = self.facts | facts
-        _write(self._fd, _lines(facts))
+        _write(self._fd, lines(facts))
 
     def remove(self) -> None:
         """Remove the file; one that is not there is no error. Raises OSError."""
@@ -200,8 +196,21 @@ def _write(fd: int, text: str) -> None:
         raise OSError(errno.ENOSPC, posix.strerror(errno.ENOSPC))
 
 
-def _lines(facts: "dict[str, str]") -> str:
+def lines(facts: "dict[str, str]") -> str:
+    """Return facts as the lines of a record."""
     return "".join(f"{key} {_escaped(value)}\n" for key, value in facts.items())
+
+
+def read_lines(text: "list[str]") -> "dict[str, str]":
+    """Return the facts in lines of a record. Raises ValueError for a line that is none."""
+    found = {}
+    for line in text:
+        key, _, value = line.partition(" ")
+        try:
+            found[key] = _unescaped(value)
+        except ValueError:
+            raise ValueError(repr(line[:40])) from None
+    return found
 
 
 def _escaped(text: str) -> str:

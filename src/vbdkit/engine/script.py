@@ -250,3 +250,15 @@ def _log_traceback(error: Exception) -> None:
 def main_environment() -> "tuple[list[bytes], Mapping[bytes, bytes]]":
     """Return this process's own argv and environment as bytes, as it was started."""
     return [text.encode("utf-8", "surrogateescape") for text in sys.argv], posix.environ
+
+
+def fill_in() -> None:
+    """Open what is closed of descriptors 0 to 2, lest words for stderr end in a disk image."""
+    if sys.stdin is not None and sys.stdout is not None and sys.stderr is not None:
+        return
+    try:
+        while (fd := posix.open("/dev/null", posix.O_RDWR)) <= 2:
+            posix.set_inheritable(fd, True)
+        posix.close(fd)
+    except OSError:
+        pass  # too few descriptors: then nothing else can be opened either

@@ -1,12 +1,11 @@
 """The ``block`` script: a file or a device becomes a guest's disk (C1). What an installed stub calls."""
 
 import posix
-import sys
 
 from vbdkit import platform
 from vbdkit.datapaths import load
 from vbdkit.engine.record import RUN_DIR
-from vbdkit.engine.script import LOCK_DIR, TIME_LIMIT, main_environment, run
+from vbdkit.engine.script import LOCK_DIR, TIME_LIMIT, fill_in, main_environment, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,19 +24,8 @@ def main(
     It ends without the interpreter's clean-up, which costs a tenth of the whole run: every descriptor
     is close-on-exec and nothing is buffered here.
     """
-    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
-        _fill_in()
+    fill_in()
     if settings:
         platform.load(system or platform.current()).configure(**settings)
     argv, environ = main_environment()
     posix._exit(run(argv, environ, load, system, run_dir, lock_dir, time_limit, own_process=True))
-
-
-def _fill_in() -> None:
-    """Open what is closed of descriptors 0 to 2, lest words for stderr end in a disk image."""
-    try:
-        while (fd := posix.open("/dev/null", posix.O_RDWR)) <= 2:
-            posix.set_inheritable(fd, True)
-        posix.close(fd)
-    except OSError:
-        pass  # too few descriptors: then nothing else can be opened either

@@ -1,0 +1,386 @@
+"""Custom scripts: what an author says of one kind of storage (Storage), and all that is done for it.
+
+``add`` is the counterpart of ``engine.attach`` for a target that has to be made into a device first, which may take
+long: it is looked at before and again, with the lock held, when the device is there.
+"""
+
+import syslog
+import time
+
+from vbdkit.engine import publish
+from vbdkit.engine.attach import asked, clear, summary, undo
+from vbdkit.engine.check import Finding, examine
+from vbdkit.engine.claims import FACT, claimants, named_identity
+from vbdkit.engine.datapath import Datapath
+from vbdkit.engine.deliver import PATH_ONLY, publish_path
+from vbdkit.engine.doubt import came_through
+from vbdkit.engine.guests import describe, guests_of, same_vm
+from vbdkit.engine.lock import Lock
+from vbdkit.platform.target import FILE
+from vbdkit.protocol.failure import Failure, shown
+from vbdkit.protocol.nodes import (
+    CONNECTED,
+    HOTPLUG_ERROR,
+    HOTPLUG_STATUS,
+    INIT_WAIT,
+    MODE,
+    PARAMS,
+    PHYSICAL_DEVICE,
+    PHYSICAL_DEVICE_PATH,
+    STATE,
+)
+from vbdkit.protocol.syntax import parse_target
+from vbdkit.storage.chain import ITSELF, Chain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from vbdkit.engine.script import Run
+    from vbdkit.platform import Backing
+    from vbdkit.platform.target import Target
+    from vbdkit.protocol.mode import Mode
+    from vbdkit.xenstore.client import Connection
+
+# What the record's ``datapath`` says of all of them.
+CUSTOM = "custom"
+# Of a run's time, what is kept for taking back what an attach has begun.
+_FOR_UNDO = 0.2
+_NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
+_PACKAGE = __file__.rpartition("engine/")[0]
+# An author's facts in a record, apart from ours.
+_OWN = "x."
+
+
+class Storage:
+    """One kind of storage, as its author describes it: a subclass, which ``vbdkit.custom.main`` makes a block script.
+
+    To say: ``name`` (as in ``script=block-NAME``), ``syntax`` and ``example`` of the target (protocol.syntax),
+    ``tools`` (program -> the package that has it) and ``modules`` (of the kernel) that it needs. To define:
+    ``attach``; mostly ``detach``; perhaps ``parse``, ``identity``, ``check_host``, and methods under ``verb``. The rest
+    is there to be used.
+    """
+
+    name = ""
+    syntax = "TARGET"
+    example = ""
+    tools: "Mapping[str, str]" = {}
+    modules: "tuple[str, ...]" = ()
+    # Whether the toolstack may check and publish what this attaches (G1).
+    path_only = True
+
+    def __init__(self, run: "Run | None" = None) -> None:
+        """Belong to one run of a script; None where there is no vbd (``--check-host``)."""
+        self._run = run
+
+    # To be defined.
+
+    def parse(self, text: str) -> "dict[str, str]":
+        """Return what a target consists of, as text by name. Raises Failure for one that is none."""
+        return parse_target(text, self.syntax, self.example)
+
+    def identity(self, target: "dict[str, str]") -> str | None:
+        """Return by what two targets are known to be the same storage, though their devices differ.
+
+        A path stands for the file or device that is there now; any other text, for itself. None: the device tells.
+        """
+        return None
+
+    def attach(self, target: "dict[str, str]", mode: "Mode") -> str | bytes:
+        """Make the target into a device and return its path; a plain file is served as ``block`` serves one.
+
+        ``mode.writable`` says whether the guest may write. Raises Failure; ``detach`` is called then, too.
+        """
+        raise NotImplementedError
+
+    def detach(self, made: "dict[str, str]") -> None:
+        """Take back what ``attach`` did, as far as it is there; nothing left to take back is no error.
+
+        ``made`` has what ``parse`` returned and what was noted, and ``device`` where attach came to its end. The
+        target may be gone by now. Raises Failure; then the record stays.
+        """
+
+    def check_host(self) -> "list[str]":
+        """Return what this host lacks besides tools and modules, a sentence each."""
+        return []
+
+    # To be used.
+
+    @property
+    def domid(self) -> int:
+        """The guest."""
+        return self._of_run().vbd.domid
+
+    @property
+    def devid(self) -> int:
+        """The number of its disk."""
+        return self._of_run().vbd.devid
+
+    @property
+    def vbd(self) -> str:
+        """The disk's name, as in records and logs: ``vbd-5-51712``. No other on this host has it."""
+        return self._of_run().vbd.name
+
+    def tool(self, *argv: str | bytes, seconds: float | None = None, stdin: str = "", **environ: str) -> str:
+        """Run a program, without a shell, and return what it wrote to stdout.
+
+        ``seconds`` limits it beyond the script's own time; ``environ`` adds to PATH and LC_ALL=C. Raises ToolError (a
+        Failure) with what it said on stderr where it fails or takes too long. A wait is told in the log.
+        """
+        from vbdkit.engine.tool import run_tool
+
+        words = [_bytes(word) for word in argv]
+        more = {_bytes(name): _bytes(value) for name, value in environ.items()}
+        package = self.tools.get(words[0].decode("utf-8", "replace"), "")
+        output = run_tool(self._of_run(), words, seconds, _bytes(stdin), more, package)
+        return output.decode("utf-8", "surrogateescape")
+
+    def note(self, **facts: str) -> None:
+        """Note facts for ``detach``, before the step that they are needed to take back: it may be killed."""
+        self._of_run().note({_OWN + name: value for name, value in facts.items()})
+
+    def wait(self, condition: "Callable[[], object]", what: str, seconds: float = 30.0) -> None:
+        """Wait until ``condition()`` is true. Raises Failure when ``seconds`` or the script's own time is up."""
+        from vbdkit.engine.tool import wait_until
+
+        wait_until(self._of_run(), condition, what, seconds)
+
+    def log(self, text: str) -> None:
+        """Write a line to the log, and to the toolstack's."""
+        from vbdkit.engine.tool import tell
+
+        tell(self._of_run(), text)
+
+    def _of_run(self) -> "Run":
+        assert self._run is not None, "outside a run of the script"
+        return self._run
+
+
+class Custom(Datapath):
+    """Any custom script's storage, as the engine's clean-up sees it: ``storage`` where this process is that script."""
+
+    name = CUSTOM
+
+    def __init__(self, storage: "type[Storage] | None" = None) -> None:
+        """Take the class of the storage whose script runs."""
+        self._storage = storage
+
+    def detach(self, run: "Run", made: "dict[str, str]") -> str:
+        """Take back what the record speaks of, unless another guest has it by now."""
+        done = ""
+        if "file" in made:
+            done = run.platform.unbind(made, run.records.owner(run.vbd.name))
+        if "begun" not in made:
+            return done
+        device = made.get("device", "")
+        other = _other_guest(run, _bytes(device)) if device else None
+        if other is not None:
+            return f"{device} stays, guest {other} has it"
+        if self._storage is None or made.get("kind") != self._storage.name:
+            from vbdkit.engine.by_script import detach
+
+            detach(run, made)
+        else:
+            run.doing = "taking back", _bytes(made.get("target", ""))
+            with Authors("detach"):
+                self._storage(run).detach(own_facts(made))
+        return done or device or made.get("target", "")
+
+
+def own_facts(made: "dict[str, str]") -> "dict[str, str]":
+    """Return what a storage's own ``detach`` gets of a record."""
+    facts = {name.removeprefix(_OWN): value for name, value in made.items() if name.startswith(_OWN)}
+    if "device" in made:
+        facts["device"] = made["device"]
+    return facts
+
+
+def add(run: "Run", storage: "Storage", script: bytes) -> None:
+    """Attach the vbd of this run. Raises Failure, StoreError or OSError; then nothing is left attached."""
+    store, vbd = run.store, run.vbd
+    assert store is not None
+    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in _NODES])
+    published = number or path
+    if published and status == CONNECTED and state != INIT_WAIT:
+        run.log(syslog.LOG_INFO, f"is attached already ({shown(published)})")
+        return
+    mode = asked(run, params, text, state)
+    assert params is not None
+    with Authors("parse"):
+        target = storage.parse(params.decode("utf-8", "surrogateescape"))
+    clear(run, publish.ALL if published else ())
+    facts = {"datapath": CUSTOM, "kind": storage.name}
+    for key, value in (("script", script), ("target", params)):
+        facts[key] = value.decode("utf-8", "surrogateescape")
+    facts["mode"] = str(mode)
+    made = {_OWN + name: value for name, value in target.items()}
+    claim = Claim(run, storage, target, params, mode)
+    try:
+        facts |= claim.facts
+        run.guard.hold()  # until the failure of what follows would be undone
+        record = run.records.begin(vbd.name, facts | made)
+
+        def note(more: "dict[str, str]") -> None:
+            made.update(more)
+            record.add(more)
+
+        run.note = note
+        opened: Target | None = None
+        try:
+            run.guard.resume()
+            if mode.checked:
+                claim.check(store, local=True)
+            run.deadline -= _FOR_UNDO * max(0.0, run.deadline - time.monotonic())
+            run.doing = "attaching", params
+            note({"begun": "1"})
+            with Authors("attach"):
+                device = _bytes(storage.attach(target, mode))
+            note({"device": device.decode("utf-8", "surrogateescape")})
+            opened = run.platform.open_target(device, mode.writable)
+            backing = _backing(run, opened, mode, note)
+            run.doing = "checking who else uses", params
+            with Lock(run.lock_dir, run.deadline) as lock:
+                found = None
+                if mode.checked:
+                    claim.check(store)
+                    found = examine(store, run.platform, opened, vbd.root, vbd.domid, vbd.path)
+                    _refuse(run, found, mode)
+                run.forget = True  # from here on a failure may leave nodes behind
+                nodes = run.platform.nodes(backing)
+                if run.environ.get(PATH_ONLY[0]) == PATH_ONLY[1] and nodes[-1][0] != PHYSICAL_DEVICE_PATH:
+                    publish_path(run, backing.device)
+                    run.guard.settle()
+                else:
+                    publish.connected(run, store, params, nodes, error is not None, lock)
+        except BaseException as reason:
+            if run.unsure is None or not came_through(run, reason):
+                run.deadline = run.end
+                undo(run, Custom(type(storage)), facts | made, record)
+                raise
+        finally:
+            record.close()
+            if opened is not None:
+                opened.close()
+    finally:
+        claim.close()
+    run.log(syslog.LOG_INFO, summary(params, mode, backing, found))
+
+
+class Authors:
+    """Around what an author has written: an error that is nobody's answer names the method and the line."""
+
+    def __init__(self, method: str) -> None:
+        """Say which method is called."""
+        self._method = method
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: "TracebackType | None") -> None:
+        """Raise Failure in the place of an error in the code."""
+        if error is None or isinstance(error, (Failure, OSError)) or not isinstance(error, Exception):
+            return
+        where = ""
+        while trace is not None:
+            file = trace.tb_frame.f_code.co_filename
+            if not file.startswith(_PACKAGE):
+                where = f"line {trace.tb_lineno} of {file}"
+            trace = trace.tb_next
+        raise Failure(
+            "the script's {method} has a fault: {what} ({where})",
+            method=self._method,
+            what=f"{type(error).__name__}: {error}",
+            where=where,
+        ) from None
+
+
+class Claim:
+    """What a storage's ``identity`` says, and whether somebody else has that. ``facts``: for the record."""
+
+    def __init__(self, run: "Run", storage: Storage, target: "dict[str, str]", params: bytes, mode: "Mode") -> None:
+        """Ask for it, and open the file or device that it names."""
+        self._run = run
+        self._mode = mode
+        self._opened: Target | None = None
+        self.facts: dict[str, str] = {}
+        with Authors("identity"):
+            said = storage.identity(target)
+        if said is None:
+            return
+        if said.startswith("/"):
+            self._opened = run.platform.open_target(_bytes(said), False)
+            status = self._opened.stat
+            identity = ("device", status.st_rdev) if self._opened.kind != FILE else (status.st_dev, status.st_ino)
+            self._name = f"{identity[0]} {identity[1]}"
+        else:
+            self._name = f"{storage.name} {said}"
+        self._chain = Chain(params)
+        self._identity = named_identity(self._name)
+        self._chain.add(self._identity, params, ITSELF)
+        self.facts[FACT] = self._name
+
+    def check(self, store: "Connection", local: bool = False) -> None:
+        """Raise InUse where another guest has it; ``local``: or somebody in this domain."""
+        if not self.facts:
+            return
+        run = self._run
+        users = claimants(run, store, self._name, self._identity)
+        if users:
+            describe(store, users)
+            _refuse(run, Finding(self._chain, users, same_vm(store, run.vbd.domid, users)), self._mode)
+        if self._opened is None:
+            return
+        if local:
+            found = examine(store, run.platform, self._opened, run.vbd.root, run.vbd.domid, run.vbd.path)
+        else:  # what uses it here by now may well be what the attach has started
+            chain = run.platform.chain(self._opened)
+            users = guests_of(store, run.vbd.root, run.vbd.path, run.platform, chain)
+            describe(store, users)
+            found = Finding(chain, users, same_vm(store, run.vbd.domid, users))
+        _refuse(run, found, self._mode)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._opened is not None:
+            self._opened.close()
+
+
+def _refuse(run: "Run", found: Finding, mode: "Mode") -> None:
+    refusal = found.refusal(mode.writable, run.platform)
+    if refusal is not None:
+        raise refusal
+
+
+def _backing(run: "Run", target: "Target", mode: "Mode", note: "Callable[[dict[str, str]], None]") -> "Backing":
+    """Return what the driver is to open: the device that an attach has made, or a loop device on its file."""
+    if target.kind != FILE:
+        return run.platform.device(target, mode.writable)  # type: ignore[no-any-return]
+    planned = run.platform.plan(target)
+    if planned:
+        note(planned)
+    backing: Backing = run.platform.bind(target, mode.writable, run.records.owner(run.vbd.name), run.deadline, note)
+    if backing.made:
+        note(backing.made)
+    return backing
+
+
+def _other_guest(run: "Run", device: bytes) -> int | None:
+    """Return the guest that has a device which this vbd is to give back, if any. Raises Failure, StoreError."""
+    identity = run.platform.identify(device)
+    if identity is None:
+        return None
+    if run.store is None or run.store.broken:
+        raise Failure(
+            "{device} stays: without xenstore it cannot be told whether another guest has it by now; vbdkit gc takes "
+            "it back later",
+            device=device,
+        )
+    chain = Chain(device)
+    chain.add(identity, device, ITSELF)
+    users = guests_of(run.store, run.vbd.root, run.vbd.path, run.platform, chain)
+    return users[0].domid if users else None
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
