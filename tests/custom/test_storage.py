@@ -1,12 +1,14 @@
 """A custom script in Python keeps every promise of ``block`` (C2, I1-I5, O1-O7): ten lines are enough for that."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.custom.conftest import LOOP, Author, copies
-from tests.host import Disk, Result, backing_file, bound_loops
+from tests.host import SOURCE, Disk, Result, backing_file, bound_loops
 from tests.images import make_image
 
 
@@ -219,3 +221,46 @@ def test_a_record_of_another_script_is_taken_back_by_that_script(author: Author,
     author.write("class Other(Storage):\n    def attach(self, target, mode): ...\n", "block-other", "Other")
     assert disk.remove().status == 0
     assert (bound_loops(), author.records()) == ([], [])
+
+
+class TestCollection:
+    def gc(self, author: Author) -> str:
+        """What `vbdkit gc` says and does on the author's host."""
+        host = author.host
+        with host.connect() as store:
+            store.write(b"domid", b"0")
+        argv = [sys.executable, "-m", "vbdkit", "gc", "--run-dir", str(host.run_dir), "--lock-dir", str(host.lock_dir)]
+        done = subprocess.run(
+            argv, env=host.environment() | {"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout + done.stderr
+
+    def test_the_script_takes_back_what_its_dead_guest_had(self, author: Author, image: Path) -> None:
+        disk = author.disk(LOOP, image)
+        disk.add()
+        disk.forget()
+        assert "collected" in self.gc(author)
+        assert (bound_loops(), author.records()) == ([], [])
+
+    def test_the_living_keep_theirs(self, author: Author, image: Path) -> None:
+        author.disk(LOOP, image).add()
+        self.gc(author)
+        assert (len(bound_loops()), author.records()) == (1, ["vbd-5-51712"])
+
+    def test_a_script_that_is_gone_is_named(self, author: Author, image: Path) -> None:
+        disk = author.disk(LOOP, image)
+        disk.add()
+        disk.forget()
+        author.host.script.unlink()
+        said = self.gc(author)
+        assert f"{image} was attached by {author.host.script}, which alone can take it back and is not there" in said
+        assert author.records() == ["vbd-5-51712"]
+
+    def test_why_it_could_not_is_told(self, author: Author, image: Path) -> None:
+        disk = author.disk(
+            LOOP.replace('if "device" in made', 'raise Failure("the array is rebuilding")\n        if 0'), image
+        )
+        disk.add()
+        disk.forget()
+        assert "the array is rebuilding" in self.gc(author)
+        assert author.records() == ["vbd-5-51712"]

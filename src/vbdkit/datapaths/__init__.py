@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vbdkit.engine.datapath import Datapath
 
-_CLASSES = {"file": "File", "device": "Device", "shell": "Shell"}
+_CLASSES = {"file": "File", "device": "Device", "custom": "Custom", "shell": "Shell"}
 
 
 def load(name: str) -> "Datapath":

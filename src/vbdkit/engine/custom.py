@@ -31,6 +31,7 @@ from vbdkit.protocol.nodes import (
 )
 from vbdkit.protocol.syntax import parse_target
 from vbdkit.storage.chain import ITSELF, Chain
+from vbdkit.xenstore.client import Connection, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from vbdkit.platform import Backing
     from vbdkit.platform.target import Target
     from vbdkit.protocol.mode import Mode
-    from vbdkit.xenstore.client import Connection
 
 # What the record's ``datapath`` says of all of them.
 CUSTOM = "custom"
@@ -161,6 +161,7 @@ class Custom(Datapath):
     """Any custom script's storage, as the engine's clean-up sees it: ``storage`` where this process is that script."""
 
     name = CUSTOM
+    slow = True
 
     def __init__(self, storage: "type[Storage] | None" = None) -> None:
         """Take the class of the storage whose script runs."""
@@ -366,19 +367,21 @@ def _backing(run: "Run", target: "Target", mode: "Mode", note: "Callable[[dict[s
 
 
 def _other_guest(run: "Run", device: bytes) -> int | None:
-    """Return the guest that has a device which this vbd is to give back, if any. Raises Failure, StoreError."""
+    """Return the guest that has a device which this vbd is to give back, if any. Raises Failure."""
     identity = run.platform.identify(device)
     if identity is None:
         return None
-    if run.store is None or run.store.broken:
-        raise Failure(
-            "{device} stays: without xenstore it cannot be told whether another guest has it by now; vbdkit gc takes "
-            "it back later",
-            device=device,
-        )
     chain = Chain(device)
     chain.add(identity, device, ITSELF)
-    users = guests_of(run.store, run.vbd.root, run.vbd.path, run.platform, chain)
+    try:
+        with Connection.open(run.deadline, run.environ) as store:
+            users = guests_of(store, run.vbd.root, run.vbd.path, run.platform, chain)
+    except StoreError as error:
+        raise Failure(
+            "{device} stays: whether another guest has it by now cannot be told ({why}); vbdkit gc takes it back later",
+            device=device,
+            why=error,
+        ) from None
     return users[0].domid if users else None
 
 

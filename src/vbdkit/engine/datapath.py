@@ -17,6 +17,8 @@ class Datapath:
     """
 
     name = ""
+    # Whether it runs programs, which nobody waits for with the sharing lock held.
+    slow = False
 
     def plan(self, run: "Run", target: "Target") -> "dict[str, str]":
         """Return facts for the record: ASCII keys without spaces, any text as values."""

@@ -157,7 +157,8 @@ class Collection:
         assert run.store is not None
         found = self._platform.made_device(facts, self._records.owner(name))
         age = None if record is None or not own else self._age(name)
-        item = Leftover(name, facts, found[0] if found else b"", age, reason)
+        device = found[0] if found else os.fsencode(facts.get("device", ""))
+        item = Leftover(name, facts, device, age, reason)
         try:
             with nullcontext() if self._dry_run else Lock(self._lock_dir, run.deadline):
                 if found:
@@ -171,9 +172,13 @@ class Collection:
                     return item
                 if own:
                     publish.gone(run.store, run.vbd)
-                done = self._datapaths(facts.get("datapath", "")).detach(run, facts)
-                if record is not None:
-                    record.remove()
+                datapath = self._datapaths(facts.get("datapath", ""))
+                if not datapath.slow:
+                    done = datapath.detach(run, facts)
+            if datapath.slow:
+                done = datapath.detach(run, facts)
+            if record is not None:
+                record.remove()
         except (Failure, OSError) as error:
             return item.keep(error)
         item.outcome = COLLECTED
