@@ -13,8 +13,8 @@ from .timing import Command, duration, lock_held
 # What an `add` may import before its own modules: all of it is in the interpreter or one small file away.
 ALLOWED = "sys, posix, errno, time, stat, fcntl, _socket, struct, select, syslog"
 FLOOR = "python -ISc pass"
-# A custom script in shell, with Xen's library and with ours; "first" is one that no helper waits for.
-CUSTOM, FIRST = "custom script", "custom script, first"
+# A custom script in shell, with the library of Xen and with ours ("first": no helper waits for it), and one in Python.
+CUSTOM, FIRST, IN_PYTHON = "custom script", "custom script, first", "custom script, Python"
 IMPORTS = "python, the allowed imports"
 
 
@@ -77,7 +77,7 @@ class Bench:
                 self._cycle(figures, who, script, what, lambda command: lock_held(command, LOCK))
 
     def _custom(self, figures: Figures, who: str, script: Path) -> None:
-        """A script that reads two nodes and calls write_dev."""
+        """A script that reads two nodes and calls write_dev, and one in Python that does as much."""
         if who == "stock":
             self._cycle(figures, who, script, CUSTOM, duration)
             return
@@ -86,6 +86,7 @@ class Bench:
         figures.samples.pop(f"{who} remove {FIRST}")  # which is not the first one any more
         self.stage.somebody_waits()
         self._cycle(figures, who, script, CUSTOM, duration)
+        self._cycle(figures, who, script.with_name("block-python"), IN_PYTHON, duration)
 
     def _warm_up(self) -> None:
         """One round that is not kept: files come into the page cache."""

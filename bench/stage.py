@@ -32,6 +32,18 @@ device=$(xenstore_read "$XENBUS_PATH/params")
 mode=$(xenstore_read "$XENBUS_PATH/mode")
 [ "$command" = remove ] || [ -z "$mode" ] || write_dev "$device"
 """
+# The same in Python.
+IN_PYTHON = """#!{python} -IS
+import sys
+sys.path.insert(0, {library!r})
+from vbdkit.custom import Storage, main
+
+class Python(Storage):
+    def attach(self, target, mode):
+        return target["target"]
+
+main(Python, run_dir={records!r})
+"""
 # Arguments of one xenstore-write: far below the kernel's limit.
 NODES_AT_ONCE = 1500
 
@@ -87,6 +99,9 @@ class Stage:
         for folder in (self.stock, self.ours):
             (folder / "block-custom").write_text(CUSTOM)
             (folder / "block-custom").chmod(0o755)
+        script = self.ours / "block-python"
+        script.write_text(IN_PYTHON.format(python=PYTHON, library=str(library), records=os.fsencode(self.records)))
+        script.chmod(0o755)
         self.file = self.folder / "file.img"
         backing = self.folder / "device.img"
         for path in (self.file, backing):
