@@ -1,5 +1,6 @@
 """S4: the lock that old and new scripts share, with real processes in the way."""
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -65,6 +66,18 @@ def test_a_wait_ends_at_the_deadline_and_says_who_holds_it(directory: bytes, hol
     assert 0.2 < time.monotonic() - before < 5
     assert f"pid {holder.pid} ({sys.executable} -c" in str(caught.value)
     assert os.listdir(directory) == [b"block"]
+
+
+def test_the_holder_is_found_among_more_locks_than_a_page_of_proc_has(
+    directory: bytes, holder: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as files:
+        for number in range(150):  # the newest stand in front
+            file = files.enter_context((tmp_path / str(number)).open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Failure) as caught, lock(directory, 0.1):
+            pass
+    assert f"pid {holder.pid} ({sys.executable} -c" in str(caught.value)
 
 
 def test_a_killed_holder_leaves_nothing_in_the_way(directory: bytes, holder: "subprocess.Popen[str]") -> None:

@@ -40,7 +40,11 @@ def _age(pid: bytes) -> float:
 
 def _read(path: bytes) -> bytes:
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    whole = b""
     try:
-        return posix.read(fd, 1 << 20)
+        # /proc gives a page at a time, however much is asked for.
+        while piece := posix.read(fd, 65536):
+            whole += piece
+        return whole
     finally:
         posix.close(fd)
