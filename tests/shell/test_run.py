@@ -189,6 +189,92 @@ class TestWhoseItIs:
             losetup("-d", loop)
 
 
+class TestWhatAnotherDiskHas:
+    """The toolstack has a script take back a disk that it refused; the guest that has the same target keeps it."""
+
+    BODY = """
+    case $command in
+      add) [ ! -e 'SESSION' ] || fatal "already opened"; touch 'SESSION'; write_dev DEVICE ;;
+      remove) rm 'SESSION' ;;
+    esac"""
+
+    def script(self, scripts: Scripts, device: str) -> tuple[str, Path]:
+        session = scripts.host.directory / "session"
+        return self.BODY.replace("SESSION", str(session)).replace("DEVICE", device), session
+
+    def test_it_stays_at_the_remove_of_one_that_was_refused(self, scripts: Scripts, devices: list[str]) -> None:
+        body, session = self.script(scripts, devices[0])
+        first, second = scripts.disk(body, 5), scripts.disk(body, 6)
+        assert first.add().status == 0
+        assert second.add().error == "already opened"
+        for _ in range(2):
+            assert second.remove().status == 0
+            assert session.exists()
+        assert first.remove().status == 0
+        assert not session.exists()
+        assert first.remove().status != 0, "nobody has it now: the script is asked, as ever"
+
+    @pytest.mark.parametrize("gone", ["/local/domain/0/backend/vbd/5/51712", "/local/domain/5"])
+    def test_not_where_the_other_disk_or_its_guest_is_gone(self, bash: Scripts, devices: list[str], gone: str) -> None:
+        body, session = self.script(bash, devices[0])
+        first, second = bash.disk(body, 5), bash.disk(body, 6)
+        assert first.add().status == 0
+        with bash.host.connect() as store:
+            store.remove(gone.encode())
+        assert second.remove().status == 0
+        assert not session.exists()
+
+    @pytest.mark.parametrize("other", ["target", "script"])
+    def test_not_where_it_is_another_target_or_script(self, bash: Scripts, devices: list[str], other: str) -> None:
+        body, session = self.script(bash, devices[0])
+        assert bash.disk(body, 5).add().status == 0
+        second = bash.disk(body, 6, "another target" if other == "target" else "the target")
+        if other == "script":
+            bash.write(body, "block-other")
+        assert second.remove().status == 0
+        assert not session.exists()
+
+    def test_what_was_made_beside_it_is_taken_back(self, bash: Scripts, devices: list[str]) -> None:
+        """A device of its own, which write_dev refused for what lies under it."""
+        made = bash.host.directory / "made"
+        loop = losetup("--find", "--show", devices[0])
+        try:
+            body = f"[ $command = remove ] || write_dev DEVICE; [ $command = add ] || touch '{made}'"
+            first = bash.disk(body.replace("DEVICE", devices[0]), 5)
+            assert first.add().status == 0
+            second = bash.disk(body.replace("DEVICE", loop), 6)
+            assert second.add().outcome == b"busy"
+            assert bash.records() == ["vbd-5-51712", "vbd-6-51712"]
+            assert second.remove().status == 0
+            assert made.exists()
+            assert bash.records() == ["vbd-5-51712"]
+        finally:
+            losetup("-d", loop)
+
+    def test_a_disk_that_was_published_without_a_record_is_taken_back(self, bash: Scripts, devices: list[str]) -> None:
+        """By Xen's own library, before ours was installed; both only read."""
+        body, session = self.script(bash, devices[0])
+        assert bash.disk(body, 5).add().status == 0
+        second = bash.disk(body, 6)
+        second.write(**{"physical-device": b"7:1", "hotplug-status": b"connected"})
+        assert second.remove().status == 0
+        assert not session.exists()
+
+    def test_it_waits_for_a_run_that_is_at_work(self, bash: Scripts, devices: list[str]) -> None:
+        body, session = self.script(bash, devices[0])
+        first, second = bash.disk(body, 5), bash.disk(body, 6)
+        with Lock(os.fsencode(bash.host.lock_dir), time.monotonic() + WAIT):
+            adding = first.start("add")
+            wait_for(lambda: "vbd-5-51712" in bash.records(), "its record")
+            removing = second.start("remove")
+            time.sleep(0.3)
+            assert removing.poll() is None
+        for process in (adding, removing):
+            process.communicate(timeout=WAIT)
+            assert process.returncode == 0
+        assert session.exists()
+
+
 class TestFailures:
     def test_fatal_and_ebusy_in_their_own_words(self, scripts: Scripts) -> None:
         for verb, outcome in (("fatal", b"error"), ("ebusy", b"busy")):

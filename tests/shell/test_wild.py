@@ -149,10 +149,13 @@ def test_xens_block_iscsi(wild: Scripts, iqn: str) -> None:
     first, second = wild.host.disk(5, params), wild.host.disk(6, params)
     device = attached(first)
     refused(second, "Device already opened", b"error")
+    taken_back(second)
+    assert os.path.exists(device), "its remove logs out of the target: not under the guest that has it"
     refused_to_block(wild, device)
     refused_to_block(wild, str(wild.host.directory / f"{iqn}.img"))
     taken_back(first)
     wait_for(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
+    second = wild.host.disk(6, params)
     attached(second)
     taken_back(second)
 
@@ -247,6 +250,8 @@ def test_linbits_block_drbd(wild: Scripts, devices: list[str], params: str) -> N
     assert attached(first) == devices[0]
     assert role.read_text() == "Primary\n"
     refused(second, f"Device {devices[0]} is mounted")
+    taken_back(second)
+    assert role.read_text() == "Primary\n"
     refused_to_block(wild, devices[0])
     assert list(wild.host.lock_dir.iterdir()) == []
     taken_back(first)

@@ -15,6 +15,8 @@ from vbdkit.storage.sharing import GUEST, User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vbdkit.engine.script import Run
     from vbdkit.protocol.vbd import Vbd
     from vbdkit.xenstore.client import Connection
@@ -36,14 +38,8 @@ def claimants(run: "Run", store: "Connection", claim: str, identity: tuple[int, 
     then sees what we have published. Raises StoreError, OSError.
     """
     users = []
-    for file in posix.listdir(run.records.directory):
-        if file.endswith(NEW) or file.startswith(b".") or file == run.vbd.name.encode("ascii"):
-            continue
-        vbd = parse_backend_path(b"backend/" + b"/".join(file.rsplit(b"-", 2)))
-        if vbd is None:
-            continue
+    for vbd, facts, under_way in others(run):
         path = run.vbd.root + b"/%s/%d/%d" % (vbd.kind, vbd.domid, vbd.devid)
-        facts, under_way = _look(run, vbd, file)
         if facts.get(FACT) != claim or not store.exists(path):
             continue
         if under_way and not any(
@@ -54,6 +50,23 @@ def claimants(run: "Run", store: "Connection", claim: str, identity: tuple[int, 
         user = User(GUEST, identity, mode is None or mode.writable, domid=vbd.domid, vdev=b"%d" % vbd.devid, path=path)
         users.append(user)
     return users
+
+
+def others(run: "Run") -> "Iterator[tuple[Vbd, dict[str, str], bool]]":
+    """Yield each other vbd that has a record, what that says now, and whether a run of it is under way.
+
+    Raises Failure for a record that cannot be read, OSError.
+    """
+    try:
+        files = posix.listdir(run.records.directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for file in files:
+        if file.endswith(NEW) or file.startswith(b".") or file == run.vbd.name.encode("ascii"):
+            continue
+        vbd = parse_backend_path(b"backend/" + b"/".join(file.rsplit(b"-", 2)))
+        if vbd is not None:
+            yield vbd, *_look(run, vbd, file)
 
 
 def _look(run: "Run", vbd: "Vbd", file: bytes) -> "tuple[dict[str, str], bool]":

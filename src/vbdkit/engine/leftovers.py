@@ -122,7 +122,7 @@ class Collection:
             return
         with closing(record):
             others = [facts for facts in made if not _is_of(facts, record.facts)]
-            why = _why_dead(store, vbd)
+            why = why_dead(store, vbd)
             if why:
                 yield self._collect(run, record.facts, why, vbd.path, record)
             for facts in others:
@@ -226,7 +226,7 @@ def _is_of(facts: dict[str, str], record: dict[str, str]) -> bool:
     return facts["file"] == record.get("file") and facts["loop"] == record.get("loop", facts["loop"])
 
 
-def _why_dead(store: Connection, vbd: Vbd) -> str:
+def why_dead(store: Connection, vbd: Vbd) -> str:
     """Return why a vbd uses nothing any more; empty where it lives. Raises StoreError where that cannot be told."""
     if not store.exists(vbd.path):
         return "its backend is gone from xenstore"

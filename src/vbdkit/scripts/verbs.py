@@ -227,10 +227,29 @@ class Script:
         self._store(run)
         try:
             deliver(run, device, self._script, self._locks.get(NAME))
+        except InUse:
+            from vbdkit.engine.others import keep_beside
+
+            try:
+                keep_beside(run, self._store(run), self._script, device)
+            except (Failure, StoreError, OSError) as error:
+                run.log(syslog.LOG_WARNING, f"{shown(device)} could not be noted: {error}")
+            raise
         finally:
             if run.store is not None and run.store.broken:
                 run.store = None
         self._told = False
+
+    def _do_spare(self, run: Run) -> bytes:
+        """Before a remove: which other disk has what it would take back, if this one never got it."""
+        if self._record is not None:
+            return b""
+        from vbdkit.engine.others import spared
+
+        other = spared(run, self._store(run), self._script)
+        if other:
+            run.log(syslog.LOG_NOTICE, f"nothing was attached; what {other} has for the same target stays")
+        return other.encode("ascii")
 
     def _do_lock(self, run: Run, name: bytes) -> None:
         if b"/" in name or name in (b"", b".", b".."):

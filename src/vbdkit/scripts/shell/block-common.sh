@@ -329,3 +329,10 @@ if [ -n "${BASH_VERSION:-}" ]; then
   # shellcheck disable=SC3047
   trap sigerr ERR
 fi
+
+# What another disk has by this script for the same target stays, where this one never got it: most scripts would take
+# it from the guest that uses it.
+if [ "$command" = remove ]; then
+  _vbdkit_ask spare || exit 1
+  if [ -n "$_vbdkit_answer" ]; then exit 0; fi
+fi
