@@ -59,6 +59,11 @@ class Guard:
         """From now on a signal is only noted."""
         self._held = True
 
+    @property
+    def held(self) -> bool:
+        """Whether signals are only noted for now."""
+        return self._held
+
     def resume(self) -> None:
         """Let signals end the run again. Raises Failure where one came meanwhile."""
         self._held = False

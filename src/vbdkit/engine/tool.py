@@ -76,11 +76,19 @@ def run_tool(
     run.doing = f"waiting for {words} for", run.vbd.path
     files = [_file(run), _file(run)]
     try:
-        pid = _spawn(run, path, argv, stdin, files, environ or {})
+        held = run.guard.held
+        pid = 0
+        run.guard.hold()  # until its end would be seen to
         try:
+            try:
+                pid = _spawn(run, path, argv, stdin, files, environ or {})
+            finally:
+                if not held:
+                    run.guard.resume()
             status = _wait(run, pid, words, began, deadline, files[1])
         except BaseException:
-            _end(pid)
+            if pid:
+                _end(pid)
             raise
         said = _last_words(files[1]) or _last_words(files[0])
         if status is None:
