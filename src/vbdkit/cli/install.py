@@ -1,25 +1,26 @@
-"""``vbdkit install``: puts the block script where the toolstack looks for it, and keeps what was there.
+"""``vbdkit install``: puts block scripts where the toolstack looks for them, and keeps what was there.
 
-Owns the checks and the telling; stub.py owns the files, interpreter.py the Python that runs them, trust.py who
-could change them.
+Owns the checks and the telling; stub.py owns the files, offers.py what there is, interpreter.py the Python that runs
+them, trust.py who could change them.
 """
 
 import argparse
 import os
 import stat
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vbdkit
-from vbdkit.cli import stub
+from vbdkit.cli import offers, stub
 from vbdkit.cli.interpreter import (
     Interpreter,
     check_import,
     compile_package,
     default_interpreter,
+    describe,
     probe,
 )
 from vbdkit.cli.report import CommandError, Report, shown
@@ -39,13 +40,19 @@ Puts a small executable named `block` into the folder of Xen's hotplug scripts, 
 scripts in shell source, `block-common.sh`. The toolstack starts `block` for
 every disk that is a file or a device; it runs this installation of vbdkit under a fixed Python, without
 site-packages and without looking at the environment. What was there stays under NAME.before-vbdkit, and
-`vbdkit uninstall` brings it back. Install again after moving or updating vbdkit, as often as you like."""
+`vbdkit uninstall` brings it back. Install again after moving or updating vbdkit, as often as you like; the custom
+scripts that were installed before are brought up to date with it.
+
+With names, those custom scripts are installed and nothing else: vbdkit's own, and those that other packages offer
+(`--list` shows them). What is not said on the command line is then as for the `block` that is installed."""
 
 EPILOG = """\
 examples:
   vbdkit install --dry-run
   sudo vbdkit install
   sudo vbdkit install --python /usr/bin/python3 --scripts-dir /opt/xen/etc/xen/scripts
+  vbdkit install --list
+  sudo vbdkit install block-lvm
 
 exit status: 0 installed; 1 not, and a sentence says why (nothing was changed); 2 wrong use"""
 
@@ -78,13 +85,15 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "install",
-        help="put the block script where Xen's toolstack looks for it",
+        help="put block scripts where Xen's toolstack looks for them",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     here = current()
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a custom script, such as block-lvm (default: block)")
+    parser.add_argument("--list", action="store_true", help="show what can be installed, and what is")
     parser.add_argument(
         "--scripts-dir",
         type=folder,
@@ -117,6 +126,15 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=run)
 
 
+@dataclass(frozen=True)
+class _File:
+    """One file to be put in place."""
+
+    path: Path
+    text: bytes
+    mode: int = 0o755
+
+
 def folder(text: str) -> Path:
     """Return the absolute path that an option names. An empty one is wrong use."""
     if not text:
@@ -137,9 +155,15 @@ def seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks."""
-    system = arguments.system or current()
+    scripts_dir = arguments.scripts_dir or default_scripts_dir(arguments.system or current())
+    if arguments.list:
+        _list(scripts_dir, Report())
+        return 0
+    # Scripts that share disks have to look for each other's records and locks in the same places.
+    told = stub.settings(scripts_dir / stub.NAME) if arguments.names else {}
+    system = arguments.system or told.get("system") or current()
     load(system)  # a system that vbdkit does not serve gets its sentence here, not when a guest starts
-    settings = {}
+    settings = stub.own_settings(told)
     if arguments.physical_device is not None:
         if system != "netbsd":
             raise CommandError(
@@ -148,44 +172,61 @@ def run(arguments: argparse.Namespace) -> int:
             )
         settings["physical_device"] = arguments.physical_device.encode()
     plan = Plan(
-        scripts_dir=arguments.scripts_dir or default_scripts_dir(system),
+        scripts_dir=scripts_dir,
         python=arguments.python,
         package=this_package(),
         system=None if system == sys.platform else system,  # what hot.start takes it for
-        run_dir=arguments.run_dir,
-        lock_dir=arguments.lock_dir,
+        run_dir=arguments.run_dir or _place_in(told, "run_dir"),
+        lock_dir=arguments.lock_dir or _place_in(told, "lock_dir"),
         deadline=arguments.deadline,
         settings=settings,
     )
     report = Report()
-    install(plan, report, dry_run=arguments.dry_run)
+    install(plan, report, arguments.names, dry_run=arguments.dry_run)
     return 0
 
 
-def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
-    """Check, compile and put the script in place, telling each step to ``report``.
+def _place_in(told: Mapping[str, bytes], name: str) -> Path | None:
+    return Path(os.fsdecode(told[name])) if name in told else None
 
-    Raises CommandError before anything is changed, or where the folder cannot be written to.
+
+def _list(scripts_dir: Path, report: Report) -> None:
+    """Show what there is, and what of it is installed."""
+    every = offers.offers()
+    report.line(f"{shown(scripts_dir)}:")
+    rows = [(stub.NAME, offers.state(scripts_dir / stub.NAME), f"vbdkit {vbdkit.__version__}, with {stub.LIBRARY}")]
+    for offer in every:
+        state = "unusable" if offer.trouble else offers.state(scripts_dir / offer.name, offer)
+        rows.append((offer.name, state, f"{offer.source} ({offer.storage})" if not offer.trouble else offer.trouble))
+    known = {offer.name for offer in every}
+    rows += [
+        (name, "installed", "no package offers it any more")
+        for name in offers.installed(scripts_dir)
+        if name not in known
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    for name, state, source in rows:
+        column = f"{state:<18}"
+        if state != "not installed":
+            column = report.paint("green" if state == "installed" else "yellow", column)
+        report.line(f"  {shown(name):<{width}}  {column}  {shown(source)}")
+
+
+def install(plan: Plan, report: Report, names: Sequence[str] = (), dry_run: bool = False) -> None:
+    """Check, compile and put scripts in place, telling each step to ``report``.
+
+    Without names: ``block``, its library, and what was installed before. Raises CommandError before anything is
+    changed, or where the folder cannot be written to.
     """
-    block = plan.scripts_dir / stub.NAME
-    _check_folder(plan.scripts_dir)
+    wanted = [offers.find(name) for name in dict.fromkeys(names) if name not in (stub.NAME, stub.LIBRARY)]
+    main = not names or len(wanted) < len(set(names))
+    _check_folder(plan.scripts_dir, [stub.NAME, stub.LIBRARY] if main else [])
+    _check_folder(plan.scripts_dir, [offer.name for offer in wanted])
     interpreter = probe(plan.python)
     as_root = os.geteuid() == 0 and not plan.trusting
     if as_root:
         _check_trust(plan, interpreter)
     check_import(interpreter, plan.package)
-    report.item("package", f"{shown(plan.package)}{' (only root can change it)' if as_root else ''}")
-    report.item("interpreter", f"{shown(interpreter.path)} ({'.'.join(map(str, interpreter.version))})")
-    if as_root:
-        for found in distrusted(plan.scripts_dir)[:1]:
-            report.item("beware", f"others can replace the script: {shown(found.path)} {found.why}", "yellow")
-    if plan.deadline is not None and plan.deadline >= HOTPLUG_TIMEOUT:
-        report.item(
-            "beware",
-            f"the toolstack kills a script after {HOTPLUG_TIMEOUT:g} s and reads no error then; with a deadline of "
-            f"{plan.deadline:g} s nobody will learn what it waited for",
-            "yellow",
-        )
     made = stub.Stub(
         interpreter.shebang,
         plan.package,
@@ -196,19 +237,62 @@ def install(plan: Plan, report: Report, dry_run: bool = False) -> None:
         plan.settings,
         interpreter.path,
     )
-    library = plan.scripts_dir / stub.LIBRARY
-    texts = [(library, made.library(plan.scripts_dir), 0o644), (block, made.text(), 0o755)]
+    files = [_custom(plan, made, interpreter, offer, as_root) for offer in wanted]
+    if main:
+        files += [
+            _File(plan.scripts_dir / stub.LIBRARY, made.library(plan.scripts_dir), 0o644),
+            _File(plan.scripts_dir / stub.NAME, made.text()),
+        ]
+    report.item("package", f"{shown(plan.package)}{' (only root can change it)' if as_root else ''}")
+    report.item("interpreter", f"{shown(interpreter.path)} ({'.'.join(map(str, interpreter.version))})")
+    for offer in wanted:
+        if offer.folder is not None:
+            report.item("package", f"{shown(offer.top)} ({shown(offer.source)})")
+    if not names:
+        files = [*_up_to_date(plan, made, interpreter, report, as_root), *files]
+    if as_root:
+        for found in distrusted(plan.scripts_dir)[:1]:
+            report.item("beware", f"others can replace the script: {shown(found.path)} {found.why}", "yellow")
+    if plan.deadline is not None and plan.deadline >= HOTPLUG_TIMEOUT:
+        report.item(
+            "beware",
+            f"the toolstack kills a script after {HOTPLUG_TIMEOUT:g} s and reads no error then; with a deadline of "
+            f"{plan.deadline:g} s nobody will learn what it waited for",
+            "yellow",
+        )
     if dry_run:
-        for path, text, _ in texts:
-            _tell_dry_run(report, path, text)
+        for file in files:
+            _tell_dry_run(report, file.path, file.text)
         return
     why_not = compile_package(interpreter, plan.package, plan.system or current())
     if why_not is None:
         report.item("compiled", "its modules, for this interpreter")
     else:
         report.item("not compiled", f"{why_not}; the script works, each start takes longer", "yellow")
-    for path, text, mode in texts:
-        _place(report, path, text, mode)
+    for file in files:
+        _place(report, file.path, file.text, file.mode)
+
+
+def _custom(plan: Plan, made: stub.Stub, interpreter: Interpreter, offer: offers.Offer, as_root: bool) -> _File:
+    """Return the script of an offer. Raises CommandError where it cannot be imported, or root should not."""
+    if as_root and offer.folder is not None:
+        _check_trust_of(offer, distrusted(offer.folder) + (distrusted_package(offer.top) if offer.top.exists() else []))
+    manifest, loaded = describe(interpreter, plan.package, offer.storage, offer.folder)
+    if as_root and offer.folder is not None:
+        _check_trust_of(offer, [found for file in loaded if file.exists() for found in distrusted(file)])
+    return _File(plan.scripts_dir / offer.name, made.custom(offer.storage, offer.folder, manifest))
+
+
+def _up_to_date(plan: Plan, made: stub.Stub, interpreter: Interpreter, report: Report, as_root: bool) -> list[_File]:
+    """Return the custom scripts of an earlier install anew; one that cannot be had any more is told of, and stays."""
+    files = []
+    for name in offers.installed(plan.scripts_dir):
+        limit = plan.deadline or stub.settings(plan.scripts_dir / name).get("time_limit")
+        try:
+            files.append(_custom(plan, replace(made, deadline=limit), interpreter, offers.find(name), as_root))
+        except CommandError as error:
+            report.item("left", f"{name} as it was: {error}", "yellow")
+    return files
 
 
 def _place(report: Report, path: Path, text: bytes, mode: int) -> None:
@@ -228,7 +312,7 @@ def _place(report: Report, path: Path, text: bytes, mode: int) -> None:
     report.item(word, f"{shown(path)}{note}", "green")
 
 
-def _check_folder(scripts_dir: Path) -> None:
+def _check_folder(scripts_dir: Path, names: Sequence[str]) -> None:
     if not scripts_dir.is_dir():
         what = "is not a folder" if scripts_dir.exists() else "is not there"
         raise CommandError(
@@ -238,7 +322,7 @@ def _check_folder(scripts_dir: Path) -> None:
                 "name another folder: vbdkit install --scripts-dir DIR",
             ],
         )
-    for path in (scripts_dir / stub.NAME, scripts_dir / stub.LIBRARY):
+    for path in (scripts_dir / name for name in names):
         if stub.there(path):
             kind = path.lstat().st_mode
             if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
@@ -261,6 +345,22 @@ def _check_trust(plan: Plan, interpreter: Interpreter) -> None:
     raise CommandError(
         f"root would run what others can change: {shown(first.path)} {first.why}{above}{more}",
         _trust_ways_out(plan, package, found),
+    )
+
+
+def _check_trust_of(offer: offers.Offer, found: list[Distrust]) -> None:
+    """Refuse to let root run another package that others can change."""
+    if not found:
+        return
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    project = offer.source.rpartition(" ")[0]
+    raise CommandError(
+        f"root would run what others can change for {offer.name}: {shown(found[0].path)} {found[0].why}{more}",
+        [
+            f"install {shown(project)} where only root can write, and from there:",
+            f"  sudo python3 -m pip install --target {SHARED_PLACE} {shown(project)}",
+            f"  sudo env PYTHONPATH={SHARED_PLACE} python3 -m vbdkit install {offer.name}",
+        ],
     )
 
 

@@ -30,6 +30,19 @@ del sys.path[0]
 from vbdkit.hot import start
 from vbdkit.scripts.block import main
 """
+# What a custom script does first, and then says of itself.
+_DESCRIBE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import vbdkit
+del sys.path[0]
+import json, os
+from vbdkit.scripts.author import describe
+from vbdkit.scripts.custom import storage_class
+found = storage_class(sys.argv[2], os.fsencode(sys.argv[3]))
+files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+print(json.dumps([describe(found), [list(os.fsencode(file)) for file in files if file]]))
+"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,26 @@ def check_import(interpreter: Interpreter, package: Path) -> None:
     run = _run(interpreter.path, "-c", _IMPORT, str(package.parent))
     if run.returncode:
         raise CommandError(f"{shown(interpreter.path)} cannot import {shown(package)}: {_last(run)}")
+
+
+def describe(
+    interpreter: Interpreter, package: Path, storage: str, folder: Path | None
+) -> tuple[dict[str, object], list[Path]]:
+    """Return the manifest of a class of storage, and the files that were loaded for it.
+
+    Raises CommandError where the interpreter cannot import it as an installed script would.
+    """
+    run = _run(interpreter.path, "-c", _DESCRIBE, str(package.parent), storage, str(folder or ""))
+    if run.returncode:
+        where = f" from {shown(folder)}" if folder else ""
+        raise CommandError(
+            f"{shown(interpreter.path)} cannot import {storage}{where}: {_last(run)}",
+            ["a script sees that folder and the standard library, and no .pth file (pip install -e makes one)"]
+            if folder
+            else [],
+        )
+    manifest, files = json.loads(run.stdout.splitlines()[-1])
+    return manifest, [Path(os.fsdecode(bytes(file))) for file in files]
 
 
 def compile_package(interpreter: Interpreter, package: Path, system: str) -> str | None:

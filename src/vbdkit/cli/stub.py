@@ -6,9 +6,10 @@ overwrites), then rename(2) puts the new one in place. Nothing here judges or re
 
 import ast
 import fcntl
+import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,6 +19,7 @@ from typing import Any
 from vbdkit import __version__
 from vbdkit.engine.record import RUN_DIR
 from vbdkit.platform import current, load
+from vbdkit.toolstack.ways import MANIFEST
 
 NAME = "block"
 LIBRARY = "block-common.sh"
@@ -26,9 +28,11 @@ KEPT = ".before-vbdkit"
 # A new script before it has its name; what a killed install leaves, the next one takes away.
 _UNFINISHED = ".block.vbdkit-"
 # What main of every script takes, whatever the system.
-_EVERYWHERE = ("system", "run_dir", "lock_dir", "time_limit")
+_EVERYWHERE = ("system", "run_dir", "lock_dir", "time_limit", "storage", "folder")
 _MARKER = b"# Xen block script of vbdkit "
 _LIBRARY_MARKER = b"# Library of Xen block scripts, of vbdkit "
+# Of a script's first 4,096 bytes, what a manifest may take.
+_LONGEST = 3000
 _WRITTEN = f"{__version__}, written by `vbdkit install`; `vbdkit uninstall` takes it away."
 
 
@@ -49,9 +53,23 @@ class Stub:
     python: Path = Path("/usr/bin/python3")
 
     def text(self) -> bytes:
-        """Return the script."""
-        lines = [_MARKER.decode() + _WRITTEN, *self._start(NAME)]
-        return self.shebang + b"\n" + "\n".join(lines).encode("ascii") + b"\n"
+        """Return the script ``block``."""
+        return self._script(*self._start(NAME))
+
+    def custom(self, storage: str, folder: Path | None, manifest: Mapping[str, object]) -> bytes:
+        """Return a custom script: the class ``storage`` (``module:Class``), which lies in ``folder`` unless it is ours.
+
+        The manifest stands where toolstacks look for it (toolstack/ways.py).
+        """
+        said = json.dumps(manifest)
+        if len(said) > _LONGEST:
+            said = json.dumps({name: manifest[name] for name in ("name", "path-only")})
+        more = [("storage", storage), ("folder", folder_setting(folder))]
+        return self._script(MANIFEST.decode() + said, *self._start("custom", more))
+
+    def _script(self, *lines: str) -> bytes:
+        whole = [_MARKER.decode() + _WRITTEN, *lines]
+        return self.shebang + b"\n" + "\n".join(whole).encode("ascii") + b"\n"
 
     def library(self, scripts_dir: Path) -> bytes:
         """Return the library for scripts in shell, as it lies in ``scripts_dir``."""
@@ -65,11 +83,12 @@ class Stub:
         ]
         return b"\n".join(head) + b"\n\n" + (self.package / "scripts" / "shell" / LIBRARY).read_bytes()
 
-    def _start(self, name: str) -> list[str]:
-        """Return the lines of Python that start a script of the package."""
+    def _start(self, name: str, more: Sequence[tuple[str, str | bytes | None]] = ()) -> list[str]:
+        """Return the lines of Python that start a script of the package; ``more`` is what its ``main`` is told."""
         arguments = f"{_literal(name)}" + "".join(
             f", {name}={_literal(value)}"
             for name, value in (
+                *more,
                 ("system", self.system),
                 ("run_dir", os.fsencode(self.run_dir) if self.run_dir else None),
                 ("lock_dir", os.fsencode(self.lock_dir) if self.lock_dir else None),
@@ -89,6 +108,11 @@ class Stub:
             "from vbdkit.hot import start",
             f"start({arguments})",
         ]
+
+
+def folder_setting(folder: Path | None) -> bytes | None:
+    """Return what a custom script is told of where its class lies."""
+    return None if folder is None else os.fsencode(folder)
 
 
 def _quoted(text: bytes) -> bytes:
@@ -125,13 +149,18 @@ def settings(path: Path) -> dict[str, Any]:
         return {}
 
 
+def own_settings(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a script's settings only its system has."""
+    return {name: value for name, value in told.items() if name not in _EVERYWHERE}
+
+
 def use(path: Path) -> dict[str, Any]:
     """Return what a script of ours is told, and take of that what only its system has for this process, too.
 
     So a program that does a script's work publishes and asks as the script would.
     """
     told = settings(path)
-    own = {name: value for name, value in told.items() if name not in _EVERYWHERE}
+    own = own_settings(told)
     if own:
         load(told.get("system") or current()).configure(**own)
     return told

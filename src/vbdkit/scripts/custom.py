@@ -33,9 +33,7 @@ def main(
     ``settings`` are those that only this system has (its package's ``configure``).
     """
     fill_in()
-    if isinstance(storage, str):
-        storage = _imported(storage, folder)
-    storage.name = storage.name or storage.__name__.lower()
+    storage = storage_class(storage, folder)
     if settings:
         platform.load(system or platform.current()).configure(**settings)
     argv, environ = main_environment()
@@ -72,10 +70,15 @@ def verbs(storage: "type[Storage]") -> "dict[str, str]":
     return {name.replace("_", "-"): name for name in dir(storage) if getattr(getattr(storage, name), "is_verb", False)}
 
 
-def _imported(name: str, folder: bytes) -> "type[Storage]":
-    module, _, leaf = name.partition(":")
-    if folder:
-        sys.path.append(folder.decode("utf-8", "surrogateescape"))
-    __import__(module)
-    found: type[Storage] = getattr(sys.modules[module], leaf)
-    return found
+def storage_class(storage: "type[Storage] | str", folder: bytes = b"") -> "type[Storage]":
+    """Return the class that a script serves, with a name; one named ``module:Class`` is imported, from ``folder``."""
+    if isinstance(storage, str):
+        module, _, leaf = storage.partition(":")
+        if folder:
+            sys.path.append(folder.decode("utf-8", "surrogateescape"))
+        __import__(module)
+        storage = getattr(sys.modules[module], leaf)
+    if not (isinstance(storage, type) and issubclass(storage, Storage)):
+        raise TypeError(f"{storage!r} is no subclass of vbdkit.custom.Storage")
+    storage.name = storage.name or storage.__name__.lower()
+    return storage
