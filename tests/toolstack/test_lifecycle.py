@@ -230,8 +230,15 @@ class TestReady:
         xen.driver.__exit__(None, None, None)
         xen.settings(limits={"ready": 0.3})
         try:
-            with pytest.raises(Failure, match=r"state is 1 after 0.3 s; the toolstack waits for 2"):
+            with pytest.raises(Unfinished, match=r"state is 1 after 0.3 s; the toolstack waits for 2") as told:
                 xen.attach(f"{image},,xvda")
+            way_out = "no backend driver has taken it up; is one loaded (Linux: xen-blkback) in "
+            assert told.value.way_out == (way_out + "this domain?",)
+            assert xen.nodes() == []
+            xen.host.domain(3, "storage")
+            with pytest.raises(Unfinished, match=r"state is 1 after 0.3 s") as told:
+                xen.attach("vdev=xvda,backend=storage,target=/dev/vg/there")
+            assert told.value.way_out == (way_out + "domain 3 (storage), and is that up?",)
             assert xen.nodes() == []
         finally:
             xen.driver = type(xen.driver)(xen.stack.environ)

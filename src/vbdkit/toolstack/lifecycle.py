@@ -29,7 +29,7 @@ from vbdkit.protocol.nodes import (
     STATE,
     XENBUS_CONNECTED,
 )
-from vbdkit.toolstack.domains import own_domid
+from vbdkit.toolstack.domains import name_of, own_domid
 from vbdkit.toolstack.nodes import Disk, add_disk, close_disk, remove_disk, wait_for_state
 from vbdkit.toolstack.script import ScriptRun, run_here, run_script
 from vbdkit.toolstack.ways import DIRECT, PATH_ONLY, PUBLISH
@@ -85,7 +85,7 @@ class Toolstack:
         add_disk(self.store, disk)
         begun = False
         try:
-            wait_for_state(self.store, disk, {INIT_WAIT}, limits.ready)
+            self._wait_ready(disk)
             begun = True
             if disk.backend_domid != self.own_domid:
                 return self._served_elsewhere(disk)
@@ -96,7 +96,7 @@ class Toolstack:
         except BaseException as error:
             problems = self._take_back(disk, begun)
             if problems and isinstance(error, Failure):
-                raise Unfinished(error, problems) from error
+                raise Unfinished(error, [*getattr(error, "way_out", ()), *problems]) from error
             raise
 
     def detach(self, disk: Disk, force: bool = False) -> list[str]:
@@ -184,6 +184,19 @@ class Toolstack:
             lock_dir=self.settings.lock_dir,
             add=adopt if publish_only else None,
         )
+
+    def _wait_ready(self, disk: Disk) -> None:
+        """Wait until a backend driver has taken the disk up. Raises Failure where none does."""
+        try:
+            wait_for_state(self.store, disk, {INIT_WAIT}, self.settings.limits.ready)
+        except Failure as error:
+            where = "this domain"
+            if disk.backend_domid != self.own_domid:
+                name = name_of(self.store, disk.backend_domid)
+                where = f"domain {disk.backend_domid}" + (f" ({shown(name)}), and is that up" if name else "")
+            raise Unfinished(
+                error, [f"no backend driver has taken it up; is one loaded (Linux: xen-blkback) in {where}?"]
+            ) from error
 
     def _reason(self, disk: Disk, command: str, run: ScriptRun) -> Failure:
         """Return why a script failed, in its own words where it has some."""
