@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.boot import boot, boot_cdrom, boot_image
+from tests.boot import boot
+from tests.bootsector import boot_cdrom, boot_image
 from tests.driverdomain import until
 from tests.host import SOURCE, Host
 from tests.host import Disk as ScriptDisk
