@@ -164,6 +164,59 @@ def test_what_is_not_emulated_is_told_and_the_others_are(
     assert reason in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("dev", "facts", "hdtype", "expected"),
+    [
+        ("xvda", {}, IDE, ide("/dev/xvda", 0, "host_device")),
+        # Its own disks are there whoever serves them, in whatever format, and wherever their script is.
+        ("hdb", {"backend_domid": 7, "path": None}, IDE, ide("/dev/xvdb", 1, "host_device")),
+        ("xvdd", {"params": b"qcow2:/a", "path": None, **QDISK}, IDE, ide("/dev/xvdd", 3, "host_device")),
+        (
+            "xvdf",
+            {},
+            AHCI,
+            "-device ahci,id=ahci0 -drive file=/dev/xvdf,if=none,id=ahcidisk-5,format=host_device,cache=writeback "
+            "-device ide-hd,bus=ahci0.5,unit=0,drive=ahcidisk-5",
+        ),
+        (
+            "sdp",
+            {"mode": b"r"},
+            IDE,
+            "-device lsi53c895a "
+            "-drive file=/dev/xvdp,id=scsi0-hd15,format=host_device,if=none,readonly=on,cache=writeback "
+            "-device scsi-hd,drive=scsi0-hd15,scsi-id=15",
+        ),
+        (
+            "hdc",
+            {"mode": b"r", **CDROM},
+            IDE,
+            "-drive if=none,readonly=on,id=ide-5632,file=/dev/xvdc,format=host_device "
+            "-device ide-cd,id=ide-5632,drive=ide-5632,bus=ide.1,unit=0",
+        ),
+        (
+            "hdd",
+            {"mode": b"r", "params": b"empty:", "path": None, **CDROM, **QDISK},
+            IDE,
+            "-drive if=none,readonly=on,id=ide-5696 -device ide-cd,id=ide-5696,drive=ide-5696,bus=ide.1,unit=1",
+        ),
+    ],
+)
+def test_in_a_stub_domain_the_disks_are_its_own(
+    store: Connection, add: Add, dev: str, facts: dict[str, object], hdtype: str, expected: str
+) -> None:
+    add(dev, **facts)
+    found = device_model_arguments(store, 5, hdtype, stub_domain=True)
+    assert found.arguments == shlex.split(expected)
+    assert found.notes == []
+
+
+def test_a_stub_domain_has_room_for_26(store: Connection, add: Add) -> None:
+    add("xvdaa")
+    found = device_model_arguments(store, 5, stub_domain=True)
+    assert found.arguments == []
+    assert "a stub domain has room for the first 26 disks" in found.notes[0]
+
+
 def test_a_number_beyond_all_controllers(store: Connection, add: Add) -> None:
     disk = add("xvda")
     store.write(disk.libxl + b"/dev", b"4096")
@@ -212,6 +265,7 @@ def test_the_command(environ: dict[bytes, bytes], add: Add) -> None:
     arguments = json.loads(done.stdout)
     assert arguments[:2] == ["-device", "ahci,id=ahci0"]
     assert len(arguments) == 10
+    assert b"file=/dev/xvda,if=ide,index=0,media=disk,format=host_device" in run(environ, "5", "--stub-domain").stdout
     add("xvdb", mode=b"r")
     done = run(environ, "5")
     assert (done.returncode, done.stdout) == (1, b"")

@@ -46,6 +46,11 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     add_domain(parser)
     parser.add_argument("--hdtype", choices=HDTYPES, default=IDE, help="hardware of hd and xvd disks (%(default)s)")
+    parser.add_argument(
+        "--stub-domain",
+        action="store_true",
+        help="for a device model in a Linux stub domain, which opens the disks as its own /dev/xvda, ...",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON array of arguments")
     parser.set_defaults(run=run)
 
@@ -53,7 +58,8 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks."""
     with Connection.open(time.monotonic() + _PATIENCE, os.environb) as store:
-        found = device_model_arguments(store, find_domain(store, os.fsencode(arguments.domain)), arguments.hdtype)
+        domid = find_domain(store, os.fsencode(arguments.domain))
+        found = device_model_arguments(store, domid, arguments.hdtype, arguments.stub_domain)
     for note in found.notes:
         print(f"vbdkit: {note}", file=sys.stderr)
     if arguments.json:

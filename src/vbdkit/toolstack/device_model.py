@@ -28,6 +28,8 @@ HDTYPES = (IDE, AHCI)
 # The disks that a controller has room for, from the first.
 _IDE_DISKS = 4
 _AHCI_DISKS = 6
+# A stub domain's own disks are /dev/xvda to /dev/xvdz.
+_STUB_DISKS = 26
 # qdisk's params are FORMAT:FILE, in blktap's words; qemu's for them (libxl__qemu_disk_format_string).
 _FORMATS = {b"aio": "raw", b"qcow": "qcow", b"qcow2": "qcow2", b"vhd": "vpc", b"qed": "qed"}
 _CDROM = b"cdrom"
@@ -46,8 +48,12 @@ class _NotEmulated(Exception):
     """A reason for a note."""
 
 
-def device_model_arguments(store: "Connection", domid: int, hdtype: str = IDE) -> Emulation:
+def device_model_arguments(
+    store: "Connection", domid: int, hdtype: str = IDE, stub_domain: bool = False
+) -> Emulation:
     """Return what the device model of guest ``domid`` is told of its disks. ``hdtype``: IDE or AHCI, as in xl.cfg(5).
+
+    ``stub_domain``: it runs in a Linux stub domain, which has the guest's disks as its own, whoever serves them.
 
     Raises StoreError, and Failure where libxl would not start the guest: a read-only disk that cannot be emulated.
     """
@@ -63,7 +69,7 @@ def device_model_arguments(store: "Connection", domid: int, hdtype: str = IDE) -
     paths = store.read_many([disk.backend + b"/" + PHYSICAL_DEVICE_PATH for disk in disks])
     for disk, path in zip(disks, paths, strict=True):
         try:
-            result.arguments += _arguments(disk, path, hdtype)
+            result.arguments += _arguments(disk, path, hdtype, stub_domain)
         except (_NotEmulated, VdevError) as reason:
             result.notes.append(f"{shown(disk.dev)} is not emulated: {reason}; {_ADVICE}")
     return result
@@ -73,7 +79,7 @@ def _is_scsi(disk: Disk) -> bool:
     return disk.dev.startswith(b"sd") and disk.device_type != _CDROM
 
 
-def _arguments(disk: Disk, path: bytes | None, hdtype: str) -> list[str]:
+def _arguments(disk: Disk, path: bytes | None, hdtype: str, stub_domain: bool) -> list[str]:
     """Return the arguments for one disk, whose script has published ``path``.
 
     Raises _NotEmulated, VdevError, and Failure where there is no such hardware.
@@ -82,7 +88,7 @@ def _arguments(disk: Disk, path: bytes | None, hdtype: str) -> list[str]:
     number = vdev.disk
     if number is None:
         raise _NotEmulated("its number stands for no disk of a controller")
-    file, form = _file(disk, path)
+    file, form = _file_in_stub_domain(disk, number) if stub_domain else _file(disk, path)
     if disk.device_type == _CDROM:
         if number >= _IDE_DISKS:
             raise _NotEmulated("only the first four disks may be CD-ROMs")
@@ -146,6 +152,15 @@ def _file(disk: Disk, path: bytes | None) -> tuple[str | None, str]:
     if disk.kind == b"vbd3":
         return "nbd+unix:///?socket=" + quote(path), "raw"
     return os.fsdecode(path), "raw"
+
+
+def _file_in_stub_domain(disk: Disk, number: int) -> tuple[str | None, str]:
+    """Return what qemu opens there, as `_file` does. The number that the guest sees names the device."""
+    if not (disk.params.partition(b":")[2] if disk.kind == b"qdisk" else disk.params):
+        return None, "host_device"
+    if number >= _STUB_DISKS:
+        raise _NotEmulated(f"a stub domain has room for the first {_STUB_DISKS} disks")
+    return f"/dev/xvd{chr(ord('a') + number)}", "host_device"
 
 
 def _options(facts: dict[str, str]) -> str:
