@@ -71,7 +71,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.list:
         for name, case in CASES.items():
-            print(f"{name:10} {(case.__doc__ or '').strip()}")
+            print(f"{name:11} {(case.__doc__ or '').strip()}")
         return 0
     names = options.case or (SHORT if options.short else list(CASES))
     cache = Path(os.environ.get("RIG") or Path.home() / ".cache/vbdkit-xenrig")
@@ -114,7 +114,7 @@ def _wheel(folder: Path) -> Path:
 
 
 def _run(tally: Tally, rig: Rig, names: list[str], wheel: Path | None, logs: Path) -> None:
-    files = {"tests/xenrig": Path(__file__).parent}
+    files = {f"tests/{name}": CHECKOUT / "tests" / name for name in ("xenrig", "bootsector.py")}
     command = ["python3", "-m", "tests.xenrig.dom0"]
     if wheel:
         files["vbdkit.whl"] = wheel

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import devd_cases, domains, sharing, toolstack_cases
+from . import devd_cases, domains, hvm_cases, sharing, toolstack_cases
 from .harness import (
     ANSWER,
     MARKER,
@@ -258,6 +258,8 @@ CASES: dict[str, Case] = {
     "migrate": domains.migration,
     "qdisk": domains.qemu_disk,
     "driver": domains.driver_domain,
+    "hvm": hvm_cases.emulated,
+    "hvm-migrate": hvm_cases.migration,
     "devd": devd_cases.in_place_of_xl_devd,
     "partitions": sharing.partitioned,
     "dm": sharing.device_mapper,

@@ -29,7 +29,8 @@ from .harness import (
 )
 
 # QEMU's SVM takes an intercepted rdtscp for rdtsc, and Xen then kills the guest.
-PVH = ['type = "pvh"', 'tsc_mode = "native"', "memory = 192"]
+SVM = ['tsc_mode = "native"']
+PVH = ['type = "pvh"', *SVM, "memory = 192"]
 TICKS = "i=0; while :; do i=$((i+1)); printf tick%012d $i | dd of=/dev/xvda bs=512 seek=8 conv=fsync 2>/dev/null"
 
 
