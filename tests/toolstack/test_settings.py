@@ -33,6 +33,7 @@ def test_all_of_it_is_read(file: Path) -> None:
         lock-dir = "/run/locks"
         no-script = true
         path-only = ["block-rbd", "/opt/x/block-y"]
+        userdata-dir = "/opt/lib/xen"
         [limits]
         ready = 5
         script = 120
@@ -47,6 +48,7 @@ def test_all_of_it_is_read(file: Path) -> None:
         Limits(5, 120, 0.5),
         True,
         frozenset({b"/opt/scripts/block-rbd", b"/opt/x/block-y"}),
+        b"/opt/lib/xen",
     )
 
 

@@ -272,6 +272,7 @@ CASES: dict[str, Case] = {
     "dom0": sharing.dom0s_own,
     "toolstack": toolstack_cases.beside_xl,
     "ways": toolstack_cases.three_ways,
+    "along": toolstack_cases.taken_along,
     "served": toolstack_cases.served_elsewhere,
     "storm": storm,
 }

@@ -4,6 +4,7 @@ alice and bob run all the time; a disk that one toolstack has attached is listed
 other one. What is compared is what xenstore-ls shows of both.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -101,6 +102,9 @@ def beside_xl(check: Verdicts) -> None:
         check("xl lists it as its own", _without_ring(now) == _without_ring(listed), (listed, now))
         status, output = bob.attach(file)
         check("xl is refused it for another guest", status != 0 and "alice" in output, output)
+        status, output = vbdkit("run", "add", bob.name, "xvdb")
+        told = "alice" in output and f"XENBUS_PATH=backend/vbd/{bob.domid}/{XVDB}" in output
+        check("vbdkit run shows call and reason for what xl left", status == 1 and told, output)
         wait(lambda: node(f"/local/domain/{bob.domid}/device/vbd/{XVDB}/state") in ("3", "4"), 10)
         bob.detach()
         status, output = alice.detach()
@@ -114,6 +118,61 @@ def _without_ring(text: str) -> list[list[str]]:
     return [
         [word for number, word in enumerate(line.split()) if number not in (4, 5)] for line in text.splitlines()[1:]
     ]
+
+
+def taken_along(check: Verdicts) -> None:
+    """A disk that vbdkit attached is still the guest's after xl save and restore, and after xl reboot."""
+    file = image("/tmp/disk.img")
+    for how in ([], ["--no-script"]):
+        _taken_along(check, file, how)
+
+
+def _taken_along(check: Verdicts, file: Path, how: list[str]) -> None:
+    guest = Neighbour("along")
+    guest.config.write_text(guest.config.read_text().replace('on_reboot = "destroy"', 'on_reboot = "restart"'))
+    status, output = guest.create()
+    check("xl create", status == 0 and guest.says("domU: xvdb none", 120), output)
+    status, output = vbdkit("attach", *how, guest.name, f"vdev=xvdb,target={file}")
+    reads = guest.says(f"domU: xvdb {MARKER}")
+    check(f"vbdkit attach {' '.join(how)}", status == 0 and _connected(guest) and reads, output)
+    told = _in_xls_words(guest)
+    check("xl's configuration has it", [one["vdev"] for one in told] == ["xvdb"], told)
+    for verb, does in (("save and restore", _saved_and_restored), ("reboot", _rebooted)):
+        old = backend(guest.domid, XVDB)
+        does(check, guest)
+        new = backend(guest.domid, XVDB)
+        check(f"xl {verb}: it is another domain now", new != old, old)
+        check("with the disk", _connected(guest), run("xl", "block-list", guest.name)[1])
+        check("the old one's is given back", node(old) is None)
+    check("the guest reads it", wait(lambda: guest.console().count(f"domU: xvdb {MARKER}") == 2, 60), guest.console())
+    status, output = vbdkit("detach", guest.name, "xvdb")
+    check("vbdkit detach", status == 0, output)
+    guest.destroy()
+    nothing_left(check)
+
+
+def _in_xls_words(guest: Guest) -> list[dict[str, str]]:
+    """The disks of a guest's configuration, as xl itself prints it."""
+    status, output = run("xl", "list", "-l", guest.name)
+    disks: list[dict[str, str]] = json.loads(output)[0]["config"].get("disks", []) if status == 0 else []
+    return disks
+
+
+def _saved_and_restored(check: Verdicts, guest: Guest) -> None:
+    status, output = run("xl", "save", guest.name, "/tmp/saved")
+    check("xl save", status == 0, output)
+    nothing_left(check)
+    status, output = run("xl", "restore", "/tmp/saved")
+    check("xl restore", status == 0, output)
+    guest.learn_domid()
+
+
+def _rebooted(check: Verdicts, guest: Guest) -> None:
+    status, output = run("xl", "reboot", guest.name)
+    check("xl reboot", status == 0, output)
+    old = str(guest.domid)
+    check("it comes again", wait(lambda: run("xl", "domid", guest.name)[1] not in (old, "") and guest.running(), 60))
+    guest.learn_domid()
 
 
 def served_elsewhere(check: Verdicts) -> None:

@@ -48,9 +48,7 @@ class _NotEmulated(Exception):
     """A reason for a note."""
 
 
-def device_model_arguments(
-    store: "Connection", domid: int, hdtype: str = IDE, stub_domain: bool = False
-) -> Emulation:
+def device_model_arguments(store: "Connection", domid: int, hdtype: str = IDE, stub_domain: bool = False) -> Emulation:
     """Return what the device model of guest ``domid`` is told of its disks. ``hdtype``: IDE or AHCI, as in xl.cfg(5).
 
     ``stub_domain``: it runs in a Linux stub domain, which has the guest's disks as its own, whoever serves them.

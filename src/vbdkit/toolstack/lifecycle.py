@@ -32,6 +32,7 @@ from vbdkit.protocol.nodes import (
 from vbdkit.toolstack.domains import name_of, own_domid
 from vbdkit.toolstack.nodes import Disk, add_disk, close_disk, remove_disk, wait_for_state
 from vbdkit.toolstack.script import ScriptRun, run_here, run_script
+from vbdkit.toolstack.userdata import remembered
 from vbdkit.toolstack.ways import DIRECT, PATH_ONLY, PUBLISH
 from vbdkit.xenstore.client import StoreError
 
@@ -82,17 +83,18 @@ class Toolstack:
         """Give a guest a disk. Raises Failure or StoreError; then nothing is left of it, or it is said what."""
         limits = self.settings.limits
         self.allow(limits.ready)
-        add_disk(self.store, disk)
+        with remembered(self.store, disk, self.settings) as notes:
+            add_disk(self.store, disk)
         begun = False
         try:
             self._wait_ready(disk)
             begun = True
             if disk.backend_domid != self.own_domid:
-                return self._served_elsewhere(disk)
+                return self._served_elsewhere(disk, notes)
             run = self.run(disk, ADD)
             if run.status != 0:
                 raise self._reason(disk, ADD, run)
-            return Attached(disk, self._published(disk), run)
+            return Attached(disk, self._published(disk), run, tuple(notes))
         except BaseException as error:
             problems = self._take_back(disk, begun)
             if problems and isinstance(error, Failure):
@@ -232,7 +234,7 @@ class Toolstack:
             )
         return path or number
 
-    def _served_elsewhere(self, disk: Disk) -> Attached:
+    def _served_elsewhere(self, disk: Disk, notes: list[str]) -> Attached:
         """Wait for what the domain that serves the disk makes of it. Raises Failure where that says that it failed."""
         limit = self.settings.limits.script
         self.allow(limit)
@@ -246,12 +248,12 @@ class Toolstack:
                 if status in (BUSY, ERROR):
                     raise Failure("{why}", why=error or b"the script in domain %d failed" % disk.backend_domid)
                 if status == CONNECTED or state == XENBUS_CONNECTED:
-                    return Attached(disk, path, None)
+                    return Attached(disk, path, None, tuple(notes))
                 if self.store.next_event(end) is None:
                     said = (
                         f"domain {disk.backend_domid}, which serves the disk, has not said within {limit:g} s whether"
                     )
-                    return Attached(disk, path, None, (said + " it works",))
+                    return Attached(disk, path, None, (*notes, said + " it works"))
         finally:
             self.store.unwatch(disk.backend, token)
 

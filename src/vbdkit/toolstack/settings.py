@@ -16,6 +16,7 @@ from vbdkit.platform import SYSTEMS, current
 from vbdkit.protocol.failure import Failure
 from vbdkit.toolstack.nodes import DESTROY_TIMEOUT, INIT_TIMEOUT
 from vbdkit.toolstack.script import HOTPLUG_TIMEOUT
+from vbdkit.toolstack.userdata import FOLDER
 
 _T = TypeVar("_T")
 
@@ -47,6 +48,7 @@ class Settings:
     """All that is decided. ``no_script``: files and plain devices are attached in this process (G3).
 
     ``path_only``: scripts, by absolute path, that write physical-device-path and leave the rest to us (G1).
+    ``userdata_dir``: where libxl keeps its guests' configurations.
     """
 
     system: str = field(default_factory=current)
@@ -56,6 +58,7 @@ class Settings:
     limits: Limits = Limits()
     no_script: bool = False
     path_only: frozenset[bytes] = frozenset()
+    userdata_dir: bytes = FOLDER
 
     def script(self, name: bytes = b"block") -> bytes:
         """Return the absolute path of a script that a disk names."""
@@ -110,6 +113,7 @@ class _Reader:
             ),
             no_script=self.take("no-script", bool, False),
             path_only=frozenset(os.path.join(scripts_dir, os.fsencode(name)) for name in names),
+            userdata_dir=self.folder("userdata-dir", FOLDER),
         )
         self.end()
         limits.end()
