@@ -291,6 +291,12 @@ class TestFailures:
         assert "login: no such target" in done.error
         assert "went on" not in done.output
 
+    def test_words_that_come_in_pieces(self, bash: Scripts) -> None:
+        bash.program("tool", '#!/bin/sh\nfor piece; do printf "$piece" >&2; sleep 0.1; done\nexit 1\n')
+        pieces = r"'noise\ntool: ' 'a disk: no' ' luck' ': it is busy\n' '\n'"
+        assert bash.disk(f"tool {pieces}").add().error.endswith("failed (tool: a disk: no luck: it is busy)")
+        assert bash.disk("do_or_die tool 'never' ' ended'").add().error.endswith("(never ended)")
+
     def test_do_or_die(self, scripts: Scripts) -> None:
         scripts.program("login", "#!/bin/sh\n[ $# = 2 ] && echo 'login: no such target' >&2\nexit 7\n")
         assert scripts.disk("do_or_die login a b").add().error == "login a b failed (login: no such target)"

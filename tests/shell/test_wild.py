@@ -7,14 +7,15 @@ ours here, which have loop devices for disks.
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.host import Disk, Host, bound_loops
+from tests.host import Disk, Host, Result, bound_loops
 from tests.images import make_image
-from tests.shell.conftest import Scripts, wait_for
+from tests.shell.conftest import WAIT, Scripts, wait_for
 from tests.stores import realstore
 
 HERE = Path(__file__).parent / "wild"
@@ -44,14 +45,17 @@ def take(wild: Scripts, name: str) -> None:
     wild.host.script = wild.folder / name
 
 
+def add(disk: Disk) -> Result:
+    """Add a disk, again where a script that asks for a free loop device finds another program faster at binding it."""
+    end = time.monotonic() + WAIT
+    while (done := disk.add()).error.endswith(": Device or resource busy)") and time.monotonic() < end:
+        pass
+    return done
+
+
 def attached(disk: Disk) -> str:
     """Add a disk, and return the device that its guest has."""
-    done = disk.add()
-    for _ in range(50):
-        # A script that asks for a free loop device and then binds it may find that another program was faster.
-        if not done.error.endswith("failed to set up loop device: Device or resource busy)"):
-            break
-        done = disk.add()
+    done = add(disk)
     assert (done.status, done.outcome, done.error) == (0, b"connected", ""), done.output
     device = done.nodes["physical-device-path"].decode()
     number = os.stat(device).st_rdev
@@ -60,7 +64,7 @@ def attached(disk: Disk) -> str:
 
 
 def refused(disk: Disk, sentence: str = "", outcome: bytes = b"busy") -> None:
-    done = disk.add()
+    done = add(disk)
     assert (done.status != 0, done.outcome) == (True, outcome), done.output
     assert sentence in done.error
     assert "physical-device" not in done.nodes

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _AT_LEAST = 5.0
 # What the time limit keeps back for the answer.
 _LAST_WORDS = 3.0
+# Of a line that does not end, what is kept.
+_LINE = 4096
 _LEVELS = {
     b"emerg": syslog.LOG_EMERG,
     b"alert": syslog.LOG_ALERT,
@@ -74,6 +76,7 @@ class Script:
         self._say = say
         self._locks: dict[bytes, Lock] = {}
         self._heard = b""  # the last line on stderr since the last question
+        self._unfinished = b""  # what has come of one that has not ended
         self._told = False  # a failure, and nothing good since
         self._before: list[bytes | None] = []  # status and error as they were, for another's words
         self._ended = False
@@ -106,10 +109,12 @@ class Script:
             self._run.log(syslog.LOG_WARNING, str(error))
 
     def hear(self, text: bytes) -> None:
-        """Note what tools said on stderr."""
-        lines = [line for line in text.splitlines() if line.strip()]
-        if lines:
-            self._heard = lines[-1].strip()
+        """Note what tools said on stderr; a line may come in pieces (losetup, as all that use warn(3), writes so)."""
+        *_, last = lines = (self._unfinished + text).splitlines(keepends=True) or [b""]
+        self._unfinished = last[-_LINE:] if not last.endswith((b"\n", b"\r")) else b""
+        said = [line for line in lines if line.strip()]
+        if text and said:
+            self._heard = said[-1].strip()
 
     def answer(self, fields: "list[bytes]") -> "Answer":
         """Answer one question. Raises nothing: what fails is told, and the script is to end."""
