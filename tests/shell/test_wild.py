@@ -5,6 +5,7 @@ ours here, which have loop devices for disks.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -17,8 +18,10 @@ from tests.host import Disk, Host, Result, bound_loops
 from tests.images import make_image
 from tests.shell.conftest import WAIT, Scripts, wait_for
 from tests.stores import realstore
+from tests.xenrig.cases import CASES
 
 HERE = Path(__file__).parent / "wild"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -339,3 +342,13 @@ def test_xens_block_itself(wild: Scripts, image: Path) -> None:
     taken_back(second)
     taken_back(first)
     wait_for(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
+
+
+def test_readmes_table_names_what_there_is() -> None:
+    section = README.read_text().partition("## Scripts of other people\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    tests = [re.findall(r"`(test_\w+)`", row[2]) for row in rows]
+    assert all(tests)
+    assert {name for row in tests for name in row} <= set(globals())
+    cases = {name for row in rows for name in re.findall(r"case `([\w-]+)`", row[3])}
+    assert cases == {name for name in CASES if name.startswith("block-")}

@@ -35,7 +35,7 @@ DOM0_PACKAGES = ["linux-image-amd64", "xen-hypervisor-4.17-amd64", "xen-utils-4.
 DOM0_PACKAGES += ["python3-minimal", "libpython3-stdlib", "udev", "busybox-static", "e2fsprogs", "kmod", "procps"]
 # What dom0's storage cases need on top; the image that CI boots does without.
 STORAGE_PACKAGES = ["lvm2", "thin-provisioning-tools", "mdadm", "cryptsetup-bin", "drbd-utils", "fdisk"]
-STORAGE_PACKAGES += ["qemu-utils", "qemu-system-xen"]
+STORAGE_PACKAGES += ["qemu-utils", "qemu-system-xen", "open-iscsi"]
 # Dead weight in the image: documentation, and drivers of hardware that QEMU does not show us.
 LEFT_OUT = [f"/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")] + [
     f"/lib/modules/*/kernel/{part}/*" for part in ("drivers/net", "drivers/gpu", "drivers/media", "sound")

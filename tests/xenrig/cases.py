@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import devd_cases, domains, hvm_cases, sharing, toolstack_cases
+from . import devd_cases, domains, hvm_cases, script_cases, sharing, toolstack_cases
 from .harness import (
     ANSWER,
     MARKER,
@@ -270,6 +270,9 @@ CASES: dict[str, Case] = {
     "nbd": sharing.network_block_device,
     "drbd": sharing.replicated,
     "dom0": sharing.dom0s_own,
+    "block-dummy": script_cases.dummy,
+    "block-iscsi": script_cases.iscsi,
+    "block-drbd": script_cases.linbits,
     "toolstack": toolstack_cases.beside_xl,
     "ways": toolstack_cases.three_ways,
     "along": toolstack_cases.taken_along,

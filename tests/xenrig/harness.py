@@ -190,10 +190,12 @@ class Neighbour(Guest):
         return run("xl", "block-detach", self.name, "xvdb")
 
     @contextmanager
-    def having(self, check: Verdicts, disk: Path | str, access: str = "w", reads: bool = False) -> Iterator[None]:
+    def having(
+        self, check: Verdicts, disk: Path | str, access: str = "w", reads: bool = False, more: str = ""
+    ) -> Iterator[None]:
         """Give it the disk for a while; with `reads` True, see that the guest reads MARKER at its start."""
         seen = self.console().count(f"xvdb {MARKER}")
-        status, output = self.attach(disk, access)
+        status, output = self.attach(disk, access, more)
         check(f"{self.name} gets {disk} ({access})", status == 0, output)
         if status == 0 and reads:
             found = wait(lambda: self.console().count(f"xvdb {MARKER}") > seen, 60)
@@ -206,14 +208,14 @@ class Neighbour(Guest):
             status, output = self.detach()
             check(f"{self.name} gives {disk} back", status == 0, output)
 
-    def may_have(self, check: Verdicts, disk: Path | str, access: str = "w") -> None:
+    def may_have(self, check: Verdicts, disk: Path | str, access: str = "w", more: str = "") -> None:
         """See that it would be given the disk."""
-        with self.having(check, disk, access):
+        with self.having(check, disk, access, more=more):
             pass
 
-    def may_not_have(self, check: Verdicts, disk: Path | str, *words: str, access: str = "w") -> None:
+    def may_not_have(self, check: Verdicts, disk: Path | str, *words: str, access: str = "w", more: str = "") -> None:
         """See that it is refused the disk with one sentence in which each of `words` (regular expressions) is found."""
-        status, output = self.attach(disk, access)
+        status, output = self.attach(disk, access, more)
         check(f"{self.name} is refused {disk} ({access})", status != 0, "it has it")
         if status:
             said = re.search(r"script: (.*)", output)
@@ -248,7 +250,8 @@ def leftovers(ours: set[str]) -> list[str]:
         found += re.findall(
             rf"\S+/backend/{kind}/\d+/\d+(?= = )", run("xenstore-ls", "-f", "/local/domain/0/backend")[1]
         )
-    found += [str(path) for path in sorted(RECORDS.rglob("*")) if path.is_file()]
+    # In .sh is the helper that waits for the next script in shell.
+    found += [str(path) for path in sorted(RECORDS.rglob("*")) if path.is_file() and path.parent.name != ".sh"]
     found += [str(LOCK)] if LOCK.exists() else []
     return found
 

@@ -131,8 +131,8 @@ def nbd(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def drbd(disk: Path) -> Iterator[Path]:
-    """A DRBD resource on this disk whose peer is away; it is Primary here."""
+def drbd(disk: Path, role: str = "primary") -> Iterator[Path]:
+    """A DRBD resource, rig, on this disk, whose peer is away; it is Primary here, or in the end what `role` says."""
     tool("modprobe", "drbd")
     host = Path("/proc/sys/kernel/hostname").read_text().strip()
     Path("/etc/drbd.d/rig.res").write_text(
@@ -143,9 +143,51 @@ def drbd(disk: Path) -> Iterator[Path]:
     try:
         tool("drbdadm", "up", "rig")
         tool("drbdadm", "primary", "--force", "rig")
+        tool("drbdadm", role, "rig")
         yield Path("/dev/drbd0")
     finally:
         _until_free("drbdadm", "down", "rig")
+
+
+_TARGETS = Path("/sys/kernel/config/target")
+PORTAL = "127.0.0.1"
+
+
+@contextmanager
+def iscsi_target(iqn: str, backing: Path) -> Iterator[None]:
+    """A target of Linux' own (LIO) for any initiator, with a file or a block device behind its LUN 0.
+
+    The initiator's daemon runs, and has no session.
+    """
+    tool("modprobe", "-a", "iscsi_target_mod", "target_core_file", "target_core_iblock", "iscsi_tcp")
+    if not _TARGETS.exists():
+        tool("mount", "-t", "configfs", "configfs", str(_TARGETS.parent))
+        # The target's own database, which targetcli would make.
+        Path("/etc/target").mkdir(exist_ok=True)
+    device = backing.is_block_device()
+    store = _TARGETS / "core" / ("iblock_0" if device else "fileio_0") / "rig"
+    group = _TARGETS / "iscsi" / iqn / "tpgt_1"
+    lun, portal = group / "lun/lun_0", group / f"np/{PORTAL}:3260"
+    for folder in (store, lun, portal):
+        folder.mkdir(parents=True)
+    options = f"udev_path={backing}" if device else f"fd_dev_name={backing},fd_dev_size={backing.stat().st_size}"
+    settings = {store / "control": options, store / "enable": "1"}
+    attributes = {"authentication": 0, "generate_node_acls": 1, "demo_mode_write_protect": 0, "cache_dynamic_acls": 1}
+    settings |= {group / "attrib" / name: str(value) for name, value in attributes.items()}
+    try:
+        for path, value in settings.items():
+            path.write_text(value)
+        (lun / "rig").symlink_to(store)
+        (group / "enable").write_text("1")
+        tool("iscsid")
+        yield
+    finally:
+        run("iscsiadm", "-m", "session", "--logout")
+        run("iscsiadm", "-k", "0")
+        (group / "enable").write_text("0")
+        (lun / "rig").unlink(missing_ok=True)
+        for folder in (lun, portal, group, group.parent, store):
+            folder.rmdir()
 
 
 @contextmanager
