@@ -83,6 +83,13 @@ class Host:
             for tree in (b"/local", b"/vm", b"/libxl"):
                 if store.exists(tree):
                     store.remove(tree)
+            self.init(store)
+
+    def init(self, store: Connection) -> None:
+        """Write what Xen's tools write once the store is up (xen-init-dom0), or libxl for a driver domain."""
+        home = b"/local/domain/%d/" % self.own_domid
+        name = b"driver" if self.own_domid else b"Domain-0"
+        store.write_many([(home + b"domid", b"%d" % self.own_domid), (home + b"name", name)])
 
     def environment(self) -> dict[str, str]:
         """What every client on this host needs."""

@@ -175,7 +175,10 @@ class TestSharing:
         first = author.disk(body, image)
         first.add()
         first.forget()
-        assert author.disk(body, image, 6).add().status == 0
+        refused(author.disk(body, image, 6).add(), "was attached for guest 5")  # it lives, and no remove was called
+        with author.host.connect() as store:
+            store.remove(b"/local/domain/5")
+        assert author.host.disk(6, image).add().status == 0
 
     def test_a_killed_add_counts(self, author: Author, image: Path, tmp_path: Path) -> None:
         """Nobody knows what it has done by then."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.host import Host
 from tests.images import losetup
 from vbdkit.engine.check import Finding, examine
+from vbdkit.engine.record import Records
 from vbdkit.platform import linux
 
 
@@ -13,7 +14,7 @@ def found(host: Host, target: Path | str, domid: int = -1) -> Finding:
     opened = linux.open_target(os.fsencode(target), False)
     try:
         with host.connect() as store:
-            return examine(store, linux, opened, b"backend", domid)
+            return examine(store, linux, opened, Records(os.fsencode(host.run_dir)), b"backend", domid)
     finally:
         opened.close()
 

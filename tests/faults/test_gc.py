@@ -203,9 +203,9 @@ def test_what_another_installation_made_is_never_touched(abandoned: Disk, tmp_pa
 
 
 def test_a_leftover_that_another_guest_has_by_its_number_stays(abandoned: Disk, image: Path) -> None:
-    """Somebody gave the loop device itself to a guest."""
+    """Somebody gave the loop device itself to a guest, unchecked: it may have the first one still."""
     host, (loop,) = abandoned.host, loops_on(image)
-    user = host.disk(6, loop)
+    user = host.disk(6, loop, "w!")
     assert user.add().status == 0
     (item,) = found(host, status=1)
     assert (item["vbd"], item["outcome"], item["note"]) == ("vbd-5-51712", "kept", "guest 6 has it")

@@ -95,6 +95,7 @@ def test_a_guest_that_gives_its_disk_back_meanwhile(machine: Machine, op: int, p
     def take_back(asked: int, of: bytes) -> str:
         if (asked, of) == (op, path) and not steps:
             steps.append(of)
+            (machine.host.run_dir / "vbd-5-51712").unlink()
             with machine.host.connect() as store:
                 store.remove(gone)
         return ""

@@ -14,6 +14,7 @@ from vbdkit import platform
 from vbdkit.cli.report import Report, shown
 from vbdkit.engine.check import Finding, examine
 from vbdkit.engine.lock import Lock
+from vbdkit.engine.record import RUN_DIR, Records
 from vbdkit.engine.script import LOCK_DIR
 from vbdkit.protocol.failure import Failure
 from vbdkit.storage.chain import ABOVE, BELOW, BLOCK, HOST
@@ -99,7 +100,7 @@ def _look(text: bytes, writable: bool, domid: int) -> "tuple[Finding, str | None
         deadline = time.monotonic() + SECONDS
         # With the lock, since two that look at a device at the same time would each take the other for a user.
         with Connection.open(deadline, os.environb) as store, Lock(LOCK_DIR, deadline):
-            finding = examine(store, system, target, b"backend", domid)
+            finding = examine(store, system, target, Records(RUN_DIR), b"backend", domid)
         system.explain(finding.chain)
         refusal = finding.refusal(writable, system)
         return finding, str(refusal) if refusal else None

@@ -15,6 +15,10 @@ class Device(Datapath):
 
     name = "device"
 
+    def plan(self, run: "Run", target: "Target") -> "dict[str, str]":
+        """Return which device it is."""
+        return {"number": str(target.stat.st_rdev)}
+
     def attach(self, run: "Run", target: "Target", mode: "Mode") -> "Backing":
         """Check that the device gives what the mode asks."""
         backing: Backing = run.platform.device(target, mode.writable)

@@ -18,7 +18,7 @@ class File(Datapath):
     def plan(self, run: "Run", target: "Target") -> "dict[str, str]":
         """Return which file it is."""
         facts: dict[str, str] = run.platform.plan(target)
-        return facts
+        return facts or {"file": f"{target.stat.st_dev} {target.stat.st_ino}"}
 
     def attach(self, run: "Run", target: "Target", mode: "Mode") -> "Backing":
         """Bind the file."""

@@ -133,7 +133,7 @@ def clear(run: "Run", nodes: "tuple[bytes, ...]") -> None:
 
 def check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Finding":
     """Raise InUse where somebody else has the target (O1, O2)."""
-    found = examine(store, run.platform, target, run.vbd.root, run.vbd.domid, run.vbd.path)
+    found = examine(store, run.platform, target, run.records, run.vbd.root, run.vbd.domid, run.vbd.path)
     refusal = found.refusal(mode.writable, run.platform)
     if refusal is not None:
         raise refusal

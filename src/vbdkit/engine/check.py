@@ -1,6 +1,6 @@
 """Whether a guest may have a target: the one place where store, platform and the sharing rule come together."""
 
-from vbdkit.engine.guests import describe, guests_of, same_vm
+from vbdkit.engine.guests import describe, disks_of, guests_among, same_vm
 from vbdkit.storage.chain import ABOVE
 from vbdkit.storage.sharing import verdict
 
@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from vbdkit.engine.guests import Disk
+    from vbdkit.engine.record import Records
     from vbdkit.platform.target import Target
     from vbdkit.protocol.failure import InUse
     from vbdkit.storage.chain import Chain
@@ -50,16 +52,49 @@ class Finding:
 
 
 def examine(
-    store: "Connection", platform: "ModuleType", target: "Target", root: bytes, domid: int = -1, own: bytes = b""
+    store: "Connection",
+    platform: "ModuleType",
+    target: "Target",
+    records: "Records",
+    root: bytes,
+    domid: int = -1,
+    own: bytes = b"",
 ) -> Finding:
     """Find out who uses a target. Only with the lock held does the answer stay true.
 
-    ``root`` is the directory of this domain's backends, ``domid`` the guest that asks (-1: none), ``own`` the path of
-    its vbd, which is no other user. Raises StoreError, OSError, and Failure for what cannot be known.
+    ``records`` are this host's, ``root`` is the directory of this domain's backends, ``domid`` the guest that asks
+    (-1: none), ``own`` the path of its vbd, which is no other user. Raises StoreError, OSError, and Failure for what
+    cannot be known.
     """
     chain: Chain = platform.chain(target)
-    users = guests_of(store, root, own, platform, chain)
+    disks = disks_of(store, root, own, platform)
+    users = guests_among(disks, root, chain)
     if users:
         describe(store, users)
+    missed = _missed(records.names(), disks, root, own, platform)
+    if missed:
+        from vbdkit.engine.forgotten import forgotten
+
+        users += forgotten(store, platform, records, missed, chain)
     users += platform.local_users(chain, target, users)
     return Finding(chain, users, same_vm(store, domid, users))
+
+
+def _missed(
+    names: "list[bytes]", disks: "list[Disk]", root: bytes, own: bytes, platform: "ModuleType"
+) -> "list[bytes]":
+    """Return the vbds that have a record, but no device as far as the store knows, and perhaps do have one."""
+    if len(names) <= (own != b""):
+        return []  # the asking one's own record
+    behind = len(root) + 1
+    connected = {path[behind:].replace(b"/", b"-"): identity is not None for path, identity in disks}
+    connected[own[behind:].replace(b"/", b"-")] = True
+    missed = []
+    for name in names:
+        known = connected.get(name)
+        if not known:
+            driven = platform.driven(name)
+            # One that the store knows has no device yet, unless the driver says otherwise.
+            if driven or (driven is None and known is None):
+                missed.append(name)
+    return missed

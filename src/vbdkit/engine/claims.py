@@ -7,11 +7,12 @@ datapath gives them an identity; it stands in the record from before the first s
 import posix
 
 from vbdkit.engine.flock import close, free
+from vbdkit.engine.forgotten import may_have
 from vbdkit.engine.record import NEW
 from vbdkit.protocol.mode import parse_mode
 from vbdkit.protocol.nodes import PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
-from vbdkit.protocol.vbd import parse_backend_path
-from vbdkit.storage.sharing import GUEST, User
+from vbdkit.protocol.vbd import parse_name
+from vbdkit.storage.sharing import FORGOTTEN, GUEST, User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,14 +41,18 @@ def claimants(run: "Run", store: "Connection", claim: str, identity: tuple[int, 
     users = []
     for vbd, facts, under_way in others(run):
         path = run.vbd.root + b"/%s/%d/%d" % (vbd.kind, vbd.domid, vbd.devid)
-        if facts.get(FACT) != claim or not store.exists(path):
+        if facts.get(FACT) != claim:
+            continue
+        known = store.exists(path)
+        if not known and (under_way or not may_have(store, run.platform, vbd)):
             continue
         if under_way and not any(
             store.read_many([path + b"/" + name for name in (PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)])
         ):
             continue
         mode = parse_mode(facts.get("mode", "w").encode("ascii", "replace"))
-        user = User(GUEST, identity, mode is None or mode.writable, domid=vbd.domid, vdev=b"%d" % vbd.devid, path=path)
+        kind = GUEST if known else FORGOTTEN
+        user = User(kind, identity, mode is None or mode.writable, domid=vbd.domid, vdev=b"%d" % vbd.devid, path=path)
         users.append(user)
     return users
 
@@ -64,7 +69,7 @@ def others(run: "Run") -> "Iterator[tuple[Vbd, dict[str, str], bool]]":
     for file in files:
         if file.endswith(NEW) or file.startswith(b".") or file == run.vbd.name.encode("ascii"):
             continue
-        vbd = parse_backend_path(b"backend/" + b"/".join(file.rsplit(b"-", 2)))
+        vbd = parse_name(file)
         if vbd is not None:
             yield vbd, *_look(run, vbd, file)
 

@@ -245,7 +245,7 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
                 found = None
                 if mode.checked:
                     claim.check(store)
-                    found = examine(store, run.platform, opened, vbd.root, vbd.domid, vbd.path)
+                    found = examine(store, run.platform, opened, run.records, vbd.root, vbd.domid, vbd.path)
                     _refuse(run, found, mode)
                 run.forget = True  # from here on a failure may leave nodes behind
                 nodes = run.platform.nodes(backing)
@@ -333,7 +333,7 @@ class Claim:
         if self._opened is None:
             return
         if local:
-            found = examine(store, run.platform, self._opened, run.vbd.root, run.vbd.domid, run.vbd.path)
+            found = examine(store, run.platform, self._opened, run.records, run.vbd.root, run.vbd.domid, run.vbd.path)
         else:  # what uses it here by now may well be what the attach has started
             chain = run.platform.chain(self._opened)
             users = guests_of(store, run.vbd.root, run.vbd.path, run.platform, chain)

@@ -6,7 +6,7 @@ Costs a handful of round trips however many vbds there are; what it finds is com
 from vbdkit.protocol.failure import Failure, shown
 from vbdkit.protocol.mode import parse_mode
 from vbdkit.protocol.nodes import DEV, MODE, PARAMS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, SCRIPT_KINDS, is_disk_kind
-from vbdkit.storage.sharing import GUEST, LOCK, User, meeting
+from vbdkit.storage.sharing import FORGOTTEN, GUEST, LOCK, User, meeting
 from vbdkit.xenstore.client import StoreError
 
 TYPE_CHECKING = False
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vbdkit.storage.chain import Chain
     from vbdkit.xenstore.client import Connection
 
+    Disk = tuple[bytes, tuple[int, int] | None]
+
 _USUAL_KINDS = (*SCRIPT_KINDS, b"qdisk")
 
 
@@ -25,19 +27,28 @@ def guests_of(store: "Connection", root: bytes, own: bytes, platform: "ModuleTyp
 
     Raises StoreError, and Failure for a malformed node.
     """
+    return guests_among(disks_of(store, root, own, platform), root, chain)
+
+
+def guests_among(disks: "list[Disk]", root: bytes, chain: "Chain") -> "list[User]":
+    """Return those of the vbds that ``disks_of`` found which use something on the chain."""
     users = []
-    for path, identity in _identities(store, root, own, platform):
-        if meeting(chain, identity) is not None:
+    for path, identity in disks:
+        if identity is not None and meeting(chain, identity) is not None:
             domid, _, devid = path[len(root) + 1 :].partition(b"/")[2].partition(b"/")
             users.append(User(GUEST, identity, True, domid=int(domid), vdev=devid, path=path))
     return users
 
 
-def _identities(
-    store: "Connection", root: bytes, own: bytes, platform: "ModuleType"
-) -> "Iterable[tuple[bytes, tuple[int, int]]]":
-    """Yield (backend path, identity) of every vbd in the store but ``own``, as far as it has one."""
-    paths = [path for path in _backends(store, root) if path != own]
+def disks_of(store: "Connection", root: bytes, own: bytes, platform: "ModuleType") -> "list[Disk]":
+    """Return (backend path, identity) of every vbd in the store but ``own``; None for one that has no device yet.
+
+    Raises StoreError, and Failure for a malformed node.
+    """
+    return list(_identities(store, root, [path for path in _backends(store, root) if path != own], platform))
+
+
+def _identities(store: "Connection", root: bytes, paths: "list[bytes]", platform: "ModuleType") -> "Iterable[Disk]":
     silent = []
     for path, value in zip(paths, store.read_many([path + b"/" + PHYSICAL_DEVICE for path in paths]), strict=True):
         if value is None:
@@ -62,9 +73,8 @@ def _identities(
     for path in silent:
         name, params = next(values), next(values)
         identity = platform.identify(name) if name else None
-        if identity is not None:
-            yield path, identity
-        elif name or path[len(root) + 1 :].partition(b"/")[0] not in SCRIPT_KINDS:
+        yield path, identity
+        if identity is None and (name or path[len(root) + 1 :].partition(b"/")[0] not in SCRIPT_KINDS):
             # Served by a program, which takes what it opens from params.
             for possible in _named_by(params or b""):
                 identity = platform.identify(possible)
@@ -102,6 +112,8 @@ def _backends(store: "Connection", root: bytes) -> "list[bytes]":
 def describe(store: "Connection", users: "list[User]") -> None:
     """Fill in mode, vdev and the guest's name for these few users (in place). Raises StoreError."""
     for user in users:
+        if user.kind != GUEST:
+            continue  # the store has forgotten it
         mode = _optional(store, user.path + b"/" + MODE)
         known = parse_mode(mode) if mode is not None else None
         user.writable = known is None or known.writable
@@ -114,16 +126,17 @@ def same_vm(store: "Connection", asking: int, users: "list[User]") -> "frozenset
 
     The same VM: the same domain, an equal ``vm`` (migration on one host, an old ``-1`` ending dropped), or a
     guest and its stub domain (``target``). Leftovers of a domain that is gone do not count, unless its device model
-    still has the image locked. What cannot be read (a driver domain may not) makes another VM.
+    still has the image locked, or nobody can tell that it is gone (``engine.forgotten``).
+    What cannot be read (a driver domain may not) makes another VM.
     """
     others = {user.domid for user in users if user.domid >= 0}
     if not others:
         return frozenset()
     mine = _vms(store, asking) if asking >= 0 else set()
-    running = {user.domid for user in users if user.kind == LOCK}
+    running = {user.domid for user in users if user.kind in (LOCK, FORGOTTEN)}
     same = set()
     for domid in others:
-        if domid == asking or (mine & _vms(store, domid)) or (domid not in running and _gone(store, domid)):
+        if domid == asking or (mine & _vms(store, domid)) or (domid not in running and gone(store, domid)):
             same.add(domid)
     return frozenset(same)
 
@@ -142,7 +155,8 @@ def _vms(store: "Connection", domid: int) -> "set[bytes]":
     return found
 
 
-def _gone(store: "Connection", domid: int) -> bool:
+def gone(store: "Connection", domid: int) -> bool:
+    """Whether the store has nothing of a domain; False where that may not be seen. Raises StoreError."""
     try:
         store.read(b"/local/domain/%d" % domid)
     except StoreError as error:

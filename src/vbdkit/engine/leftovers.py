@@ -13,18 +13,21 @@ from contextlib import closing, nullcontext
 from vbdkit import platform
 from vbdkit.engine import publish
 from vbdkit.engine.flock import at, close, free
-from vbdkit.engine.guests import guests_of
+from vbdkit.engine.forgotten import knows_itself
+from vbdkit.engine.guests import gone, guests_of
 from vbdkit.engine.lock import Lock
 from vbdkit.engine.record import NEW, RUN_DIR, Busy, Record, Records
 from vbdkit.engine.script import LOCK_DIR, TIME_LIMIT, Run
 from vbdkit.protocol.failure import Failure
-from vbdkit.protocol.vbd import Vbd, parse_backend_path
+from vbdkit.protocol.vbd import Vbd, parse_name
 from vbdkit.storage.chain import ITSELF, Chain
-from vbdkit.xenstore.client import Connection, StoreError
+from vbdkit.xenstore.client import Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vbdkit.engine.datapath import Datapath
+
+_DRIVEN = "the backend driver has it open, whatever the store says"
 
 COLLECTED, WOULD_COLLECT, KEPT = "collected", "would collect", "kept"
 
@@ -93,13 +96,13 @@ class Collection:
             if at_sign + place == ending:
                 made.setdefault(name, []).append(facts)
         with Connection.open(time.monotonic() + self._time_limit, self._environ) as store:
-            if not store.exists(b"domid"):
+            if not knows_itself(store):
                 raise Failure(
                     "xenstore does not know this domain (it has no node domid), so which disks are in use cannot be "
                     "told; was xenstored started anew?"
                 )
             for name in sorted({os.fsdecode(file) for file in files if not file.endswith(NEW)} | set(made)):
-                vbd = parse_backend_path(b"backend/" + b"/".join(os.fsencode(name).rsplit(b"-", 2)))
+                vbd = parse_name(os.fsencode(name))
                 if vbd is not None:
                     yield from self._of_vbd(store, vbd, made.get(name, []))
         for file in files:
@@ -123,7 +126,9 @@ class Collection:
         with closing(record):
             others = [facts for facts in made if not _is_of(facts, record.facts)]
             why = why_dead(store, vbd)
-            if why:
+            if why and self._driven(store, vbd):
+                yield Leftover(vbd.name, record.facts, b"", self._age(vbd.name), why).keep(_DRIVEN)
+            elif why:
                 yield self._collect(run, record.facts, why, vbd.path, record)
             for facts in others:
                 yield from self._unless_in_use(self._collect(run, facts, "its record speaks of another device", b""))
@@ -131,6 +136,10 @@ class Collection:
     def _of_no_record(self, run: Run, facts: dict[str, str]) -> Iterator[Leftover]:
         """What bears a vbd's name of which there is no record: it gets one first, so that no run comes in between."""
         reason = "there is no record of it"
+        assert run.store is not None
+        if self._driven(run.store, run.vbd):
+            yield Leftover(run.vbd.name, facts, b"", None, reason).keep(_DRIVEN)
+            return
         if self._dry_run:
             yield from self._unless_in_use(self._collect(run, facts, reason, b""))
             return
@@ -143,6 +152,10 @@ class Collection:
             if item.outcome == KEPT:
                 record.remove()
             yield from self._unless_in_use(item)
+
+    def _driven(self, store: Connection, vbd: Vbd) -> bool:
+        """Whether the driver has a disk of which the store knows nothing: a store that came back empty."""
+        return bool(self._platform.driven(os.fsencode(vbd.name))) and not store.exists(vbd.path)
 
     def _unless_in_use(self, item: Leftover) -> Iterator[Leftover]:
         """A device without a record that a guest has is no leftover."""
@@ -230,10 +243,4 @@ def why_dead(store: Connection, vbd: Vbd) -> str:
     """Return why a vbd uses nothing any more; empty where it lives. Raises StoreError where that cannot be told."""
     if not store.exists(vbd.path):
         return "its backend is gone from xenstore"
-    try:
-        if not store.exists(b"/local/domain/%d" % vbd.domid):
-            return f"guest {vbd.domid} is gone"
-    except StoreError as error:
-        if error.name != "EACCES":  # what a driver domain gets for every guest
-            raise
-    return ""
+    return f"guest {vbd.domid} is gone" if gone(store, vbd.domid) else ""

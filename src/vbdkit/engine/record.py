@@ -50,6 +50,31 @@ class Records:
         place = posix.stat(self.directory)
         return f"{name}@{place.st_dev:x}:{place.st_ino:x}"
 
+    def names(self) -> "list[bytes]":
+        """Return the names of all vbds that have a record. Raises OSError."""
+        try:
+            files = posix.listdir(self.directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [file for file in files if not (file.startswith(b".") or file.endswith(NEW))]
+
+    def look(self, name: str) -> "dict[str, str] | None":
+        """Return what a vbd's record says at this moment, whoever holds it, or None where there is none.
+
+        Raises Failure for one that cannot be understood.
+        """
+        path = self.path(name)
+        try:
+            fd = posix.open(path, _READ)
+            try:
+                return self.facts(fd, name)
+            finally:
+                close(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _failure("read", path, error) from None
+
     def take(self, name: str, deadline: float) -> "Record | None":
         """Return a vbd's record, held until it is closed, or None where there is none.
 

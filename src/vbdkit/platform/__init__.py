@@ -19,6 +19,9 @@ Each system is a package here that has:
 ``identify(path) -> identity | None``, ``published(value) -> identity | None``
     the identity behind a path, and behind another vbd's ``physical-device``
     (ValueError: malformed; None: that node says nothing here).
+``driven(name) -> bool | None``
+    whether the backend driver has a device open for the vbd of this name, whatever the store says (None: it does not
+    tell).
 ``nodes(backing) -> list[(name, value)]``
     the nodes to publish, the one that wakes the driver last (O3-O6).
 ``MADE``, ``REMOVES_BACKEND``

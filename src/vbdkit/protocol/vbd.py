@@ -57,6 +57,11 @@ def parse_backend_path(path: bytes) -> Vbd | None:
     return Vbd(path, kind, int(parts[2]), int(parts[3]), backend)
 
 
+def parse_name(name: bytes) -> Vbd | None:
+    """Return the vbd that ``Vbd.name`` names, with a relative path, or None where it is none."""
+    return parse_backend_path(b"backend/" + b"/".join(name.rsplit(b"-", 2)))
+
+
 def backend_path(backend: int | None, kind: bytes, domid: int, devid: int) -> bytes:
     """Return a backend path: relative where ``backend`` is None, as libxl on Linux gives it (C3)."""
     relative = b"backend/%s/%d/%d" % (kind, domid, devid)

@@ -335,7 +335,8 @@ class Script:
             self._record.remove()
 
     def _examined(self, run: Run, target: "Target") -> "Finding":
-        return examine(self._store(run), run.platform, target, run.vbd.root, run.vbd.domid, run.vbd.path)
+        vbd = run.vbd
+        return examine(self._store(run), run.platform, target, run.records, vbd.root, vbd.domid, vbd.path)
 
     def _store(self, run: Run) -> Connection:
         if run.store is None or run.store.broken:

@@ -2,7 +2,7 @@
 
 from vbdkit.protocol.failure import InUse
 from vbdkit.storage.chain import ITSELF, Chain, Link
-from vbdkit.storage.sharing import GUEST, LOCK, MEMBER, MOUNT, SWAP, User
+from vbdkit.storage.sharing import FORGOTTEN, GUEST, LOCK, MEMBER, MOUNT, SWAP, User
 
 # What needs no words beside the name.
 _PLAIN = ("", "file", "disk", "loop device", "vnd")
@@ -15,6 +15,7 @@ def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
         "via": link.name or "what it is carved from",
         "what": link.what,
         "asked": _mode(writable),
+        "mode": "w" if writable else "r",
         "has": _mode(user.writable),
         "point": user.name,
         "name": user.name,
@@ -26,6 +27,8 @@ def refusal(chain: Chain, writable: bool, user: User, link: Link) -> InUse:
         through = " (through {via}" + (", {what}" if link.what not in _PLAIN else "") + ")"
     if user.kind == GUEST:
         return _guest(writable, user, through, fields)
+    if user.kind == FORGOTTEN:
+        return InUse(_FORGOTTEN.replace("{through}", through), domid=user.domid, vdev=user.vdev, **fields)
     state, way_out = _LOCAL.get(user.kind, _HELD)
     if user.kind == MOUNT and user.pid:
         state, way_out = _MOUNTED_ELSEWHERE
@@ -67,6 +70,13 @@ _HELD = (
 )
 
 
+_FORGOTTEN = (
+    "{target} was attached for guest {domid} as its disk {vdev}, {has}{through}, and never given back, but xenstore "
+    "knows nothing of that (was it started anew?), so another guest may not have it {asked}; once guest {domid} has "
+    "ended, vbdkit gc takes it back, and where that keeps it, a restart of this host (mode {mode}! skips the check)"
+)
+
+
 def _mode(writable: bool) -> str:
     return "read-write" if writable else "read-only"
 
@@ -96,6 +106,8 @@ def use(user: User) -> bytes:
     if user.kind == GUEST:
         name = b" (" + user.name + b")" if user.name else b""
         return b"guest %d%s as its disk %s, %s" % (user.domid, name, user.vdev, mode)
+    if user.kind == FORGOTTEN:
+        return b"guest %d's disk %s, %s, as its record says and xenstore does not" % (user.domid, user.vdev, mode)
     if user.kind == MOUNT:
         where = b" in the mount namespace of process %d (%s)" % (user.pid, user.program) if user.pid else b""
         return b"mounted on %s%s, %s" % (user.name, where, mode)

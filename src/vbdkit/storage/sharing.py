@@ -4,6 +4,7 @@ from vbdkit.storage.chain import BLOCK, HOST, Chain, Link
 
 # How a thing is used.
 GUEST = "guest"  # another domain's disk, as the store says
+FORGOTTEN = "forgotten"  # another domain's disk that was never given back, though the store does not say so
 MOUNT = "mount"  # a file system of this domain
 SWAP = "swap"  # swap space of this domain
 MEMBER = "member"  # part of another device of this domain: LVM, md, device-mapper, DRBD, bcache
@@ -15,9 +16,9 @@ class User:
     """One use of one thing.
 
     ``identity`` is what is used, ``kind`` one of the above, ``writable`` whether it may be written.
-    For a guest: ``domid``, ``path`` of its backend directory, ``name`` and ``vdev`` as far as known. For a mount
-    ``name`` is the mount point, for swap what swapon named, for a member the device that it is part of. ``pid`` is a
-    process that has to do with it (0: none known) and ``program`` that process's name.
+    For a guest, forgotten or not: ``domid``, ``path`` of its backend directory, ``name`` and ``vdev`` as far as known.
+    For a mount ``name`` is the mount point, for swap what swapon named, for a member the device that it is part of.
+    ``pid`` is a process that has to do with it (0: none known) and ``program`` that process's name.
     """
 
     __slots__ = ("domid", "identity", "kind", "name", "path", "pid", "program", "vdev", "writable")
@@ -67,7 +68,7 @@ def meets(chain: Chain, user: User) -> Link | None:
     that has what is under it, or a program that has it as an image, can write the target, so that is one.
     """
     link = meeting(chain, user.identity)
-    if link is None or (link.place == HOST and user.kind not in (GUEST, LOCK)):
+    if link is None or (link.place == HOST and user.kind not in (GUEST, FORGOTTEN, LOCK)):
         return None
     return link
 

@@ -178,6 +178,11 @@ def identify(path: bytes) -> "tuple[int, int] | None":
     return identity_of(status, True) if status is not None else None
 
 
+def driven(name: bytes) -> bool | None:
+    """Return None: the driver does not tell what it has open."""
+    return None
+
+
 def published(value: bytes) -> "tuple[int, int] | None":
     """Return None: ``physical-device`` means nothing here; physical-device-path says all."""
     return None

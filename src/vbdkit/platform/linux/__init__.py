@@ -7,7 +7,7 @@ from fcntl import ioctl
 
 import vbdkit.platform.linux.loop as loops
 from vbdkit.platform import Backing
-from vbdkit.platform.linux.kernel import device_folder, numbers, read
+from vbdkit.platform.linux.kernel import device_folder, driven, numbers, read
 from vbdkit.platform.linux.mounts import devices_under
 from vbdkit.platform.linux.stack import Stack
 from vbdkit.platform.linux.users import local_users
@@ -31,6 +31,7 @@ __all__ = [
     "chain",
     "configure",
     "device",
+    "driven",
     "explain",
     "identify",
     "local_users",

@@ -45,3 +45,17 @@ def device_number(text: bytes) -> int:
 def device_folder(rdev: int) -> bytes:
     """Return the folder in which sysfs tells of a block device."""
     return b"%s/dev/block/%d:%d" % (SYSFS, *numbers(rdev))
+
+
+def driven(name: bytes) -> bool | None:
+    """Whether the backend driver has a device open for a vbd; None where this kernel has no backends.
+
+    The kernel keeps a backend that has its device until the store tells it otherwise, so also when the store does not
+    know it any more. blkback shows the number once it has opened the device (xenvbd_sysfs_addif in the kernel's
+    xen-blkback/xenbus.c); a backend of another kind is some program's, of which nothing is known.
+    """
+    place = SYSFS + b"/bus/xen-backend/devices/"
+    backend = place + name
+    if not exists(place):
+        return None
+    return exists(backend) and (not name.startswith(b"vbd-") or exists(backend + b"/physical_device"))

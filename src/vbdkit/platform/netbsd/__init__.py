@@ -207,6 +207,11 @@ def identify(path: bytes) -> "tuple[int, int] | None":
     return identity_of(status, False) if status is not None else None
 
 
+def driven(name: bytes) -> bool | None:
+    """Return None: the driver does not tell what it has open."""
+    return None
+
+
 def published(value: bytes) -> "tuple[int, int] | None":
     """Return the identity that a ``physical-device`` node names, in either form (O5). Raises ValueError."""
     major, colon, minor = value.partition(b":")
