@@ -55,8 +55,10 @@ _OTHERS = ("EINTR", "EIO", "ENOMEM", "EPERM")
 # strace -y: a path that the call names, or that of a descriptor.
 _CALL = re.compile(r"^(\w+)\((.*)")
 _PATH = re.compile(r'(?:"|<)(/[^">]*)(?:"|>)')
-_LOOP = re.compile(r"/dev/loop\d+")
+_LOOP = re.compile(r"/dev/loop\d+|/block/loop\d+|/block/7:\d+")
 OWN_LOOP, HERE = "/dev/loop@", "/@"
+# In sysfs, by name and by number.
+_OWN_IN_SYSFS = ("/block/loop@", "/block/7:@")
 
 
 # What no script can see through: a record that is said to be missing or another run's, a device that is said to be
@@ -108,7 +110,9 @@ class Point:
         what = f"signal={self.how}" if self.how in ("KILL", "TERM") else f"error={self.how}"
         name = self.call.name
         chosen = ["-e", f"trace={name}", "-e", f"inject={name}:{what}:when={self.call.number}"]
-        path = self.call.path.replace(OWN_LOOP, own_loop).replace(HERE, str(here))
+        path = self.call.path.replace(HERE, str(here))
+        for pattern in (OWN_LOOP, *_OWN_IN_SYSFS):
+            path = path.replace(pattern, pattern.replace("@", own_loop.removeprefix("/dev/loop")))
         return ["-P", path, *chosen] if path else chosen
 
     def __str__(self) -> str:
@@ -124,20 +128,24 @@ def calls(trace: Path, here: Path, own_loop: str) -> list[Call]:
     seen: Counter[tuple[str, str]] = Counter()
     found = []
     begun = False
+    number = own_loop.removeprefix("/dev/loop")
     for one in trace.read_text(errors="replace").splitlines():
         match = _CALL.match(one)
         if match is None:
             continue
         name, rest = match.groups()
-        line = re.sub(re.escape(own_loop) + r"\b", OWN_LOOP, rest.replace(str(here), HERE))
-        paths = {path for path in _PATH.findall(line) if not path.startswith("/proc/")}
+        line = rest.replace(str(here), HERE)
+        for pattern in (OWN_LOOP, *_OWN_IN_SYSFS):
+            line = re.sub(re.escape(pattern.replace("@", number)) + r"\b", pattern, line)
+        arguments = line.rpartition(") = ")[0] or line  # strace goes by these, not by what comes of the call
+        paths = {path for path in _PATH.findall(arguments) if not path.startswith("/proc/")}
         for path in {"", *paths}:
             seen[name, path] += 1
         begun = begun or (name == "rt_sigaction" and rest.startswith("SIGTERM, {"))
         if not begun or name in HARMLESS or HERE + "/library" in line or _LOOP.search(line):
             continue
         # The path of a working directory is in each call that names another.
-        path = next((path for path in _PATH.findall(line.removeprefix("AT_FDCWD<")) if path in paths), "")
+        path = next((path for path in _PATH.findall(arguments.removeprefix("AT_FDCWD<")) if path in paths), "")
         # strace filters by files only, not by a socket's address.
         path = "" if "sun_path" in line else path
         found.append(Call(name, path, seen[name, path], re.sub(r"0x[0-9a-f]+|\d+", "#", line)[:90]))
