@@ -91,6 +91,14 @@ class Host:
         name = b"driver" if self.own_domid else b"Domain-0"
         store.write_many([(home + b"domid", b"%d" % self.own_domid), (home + b"name", name)])
 
+    def within(self, mounts: str) -> None:
+        """From now on run the script where the shell command ``mounts`` was run: in mount namespaces of its own."""
+        inner = self.directory / "within" / self.script.name
+        inner.parent.mkdir()
+        self.script.rename(inner)
+        self.script.write_text(f'#!/bin/sh\nexec {unshared(mounts)} {inner} "$@"\n')
+        self.script.chmod(0o755)
+
     def environment(self) -> dict[str, str]:
         """What every client on this host needs."""
         return {"XENSTORED_PATH": str(self.script_socket or self.socket), "PATH": os.environ["PATH"]}
@@ -218,6 +226,11 @@ class Disk:
         """Delete the whole backend directory, as the toolstack does."""
         with self.host.connect() as store:
             store.remove(self.path)
+
+
+def unshared(mounts: str) -> str:
+    """The beginning of a shell command that runs what follows it where ``mounts`` was run, unseen by all others."""
+    return f'unshare --mount --propagation private /bin/sh -c \'{mounts} && exec "$0" "$@"\''
 
 
 def bound_loops(under: Path | None = None) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_signals import loops_on, records
-from tests.host import SOURCE, Disk, Host, Result
+from tests.host import SOURCE, Disk, Host, Result, unshared
 from tests.images import losetup, make_image
 from tests.need import need_loop_devices
 from tests.platform.models.freebsd import Freebsd
@@ -31,6 +31,7 @@ class Reborn:
 
     def __init__(self, kind: str, place: Path, stack: ExitStack) -> None:
         self.kind, self.place, self._stack = kind, place, stack
+        self._mounts = "true"
         store = stack.enter_context(real_store(kind, place / "store"))
         self.pid = store.pid
         self.host = Host(place, store.socket)
@@ -71,23 +72,16 @@ class Reborn:
             (devices / name).mkdir()
         for name in backends:
             (devices / name / "physical_device").write_text("7:0\n")
-        inner = self.place / "inner"
-        self.host.script.rename(inner)
-        self.host.script.write_text(f'#!/bin/sh\n{self._within(str(inner))} "$@"\n')
-        self.host.script.chmod(0o755)
-
-    def _within(self, program: str) -> str:
-        mount = f'mount --bind {self.place}/bus /sys/bus && exec "$0" "$@"'
-        return f"exec unshare --mount --propagation private /bin/sh -c '{mount}' {program}"
+        self._mounts = f"mount --bind {self.place}/bus /sys/bus"
+        self.host.within(self._mounts)
 
     def gc(self) -> "subprocess.CompletedProcess[str]":
         """Run the command, where the kernel is what the scripts see."""
         places = f"--run-dir {self.host.run_dir} --lock-dir {self.host.lock_dir}"
-        command = f"{sys.executable} -m vbdkit gc {places}"
-        within = (self.place / "bus").exists()
+        command = f"{unshared(self._mounts)} {sys.executable} -m vbdkit gc {places}"
         environment = self.host.environment() | {"PYTHONPATH": str(SOURCE)}
         return subprocess.run(
-            ["/bin/sh", "-c", self._within(command) if within else command],
+            ["/bin/sh", "-c", command],
             env=environment,
             capture_output=True,
             text=True,

@@ -10,7 +10,7 @@ import syslog
 import time
 
 from vbdkit import platform
-from vbdkit.engine import publish
+from vbdkit.engine import log, publish
 from vbdkit.engine.guard import Guard
 from vbdkit.engine.record import RUN_DIR, Records
 from vbdkit.protocol.failure import Failure, printable, shown
@@ -98,7 +98,7 @@ class Run:
 
     def log(self, priority: int, text: str) -> None:
         """Write a line to syslog: script, command and vbd first."""
-        syslog.syslog(priority, printable(f"{self.name} {self.command} {self.vbd.name}: {text}"))
+        log.write(priority, printable(f"{self.name} {self.command} {self.vbd.name}: {text}"))
 
 
 def run(
@@ -123,7 +123,6 @@ def run(
     ``attach.add`` done at ``add``.
     """
     name = shown(argv[0].rpartition(b"/")[2]) if argv else "block"
-    syslog.openlog("vbdkit", syslog.LOG_PID, syslog.LOG_DAEMON)
     end = time.monotonic() + time_limit
     this = None
     try:
@@ -204,7 +203,7 @@ def _tell(
             sentence += f" (this could not be written to xenstore: {why})"
     whole = printable(f"{name}: {vbd.name + ': ' if vbd is not None else ''}{sentence}")
     say(whole.encode("utf-8") + b"\n", min(deadline, time.monotonic() + _PATIENCE))
-    syslog.syslog(syslog.LOG_ERR, whole)
+    log.write(syslog.LOG_ERR, whole)
     if not isinstance(error, (Failure, StoreError, OSError)):
         _log_traceback(error)
 
@@ -243,7 +242,7 @@ def _log_traceback(error: Exception) -> None:
     frame = error.__traceback__
     while frame is not None:
         code = frame.tb_frame.f_code
-        syslog.syslog(syslog.LOG_ERR, f"  {code.co_filename}:{frame.tb_lineno} {code.co_name}")
+        log.write(syslog.LOG_ERR, f"  {code.co_filename}:{frame.tb_lineno} {code.co_name}")
         frame = frame.tb_next
 
 

@@ -9,7 +9,7 @@ import time
 
 from vbdkit import platform
 from vbdkit.datapaths import load
-from vbdkit.engine import publish
+from vbdkit.engine import log, publish
 from vbdkit.engine.check import examine
 from vbdkit.engine.deliver import deliver
 from vbdkit.engine.guests import same_vm
@@ -71,7 +71,6 @@ class Script:
         **settings: bytes,
     ) -> None:
         """Take what the library was told. ``say`` writes to the toolstack's stderr and the log."""
-        syslog.openlog("vbdkit", syslog.LOG_PID, syslog.LOG_DAEMON)
         self._script = script
         self._say = say
         self._locks: dict[bytes, Lock] = {}
@@ -148,7 +147,7 @@ class Script:
         where = f"{self._run.vbd.name}: " if self._run is not None else ""
         whole = printable(f"{shown(self._script.rpartition(b'/')[2])}: {where}{sentence}")
         self._say(whole.encode("utf-8") + b"\n")
-        syslog.syslog(syslog.LOG_ERR, whole)
+        log.write(syslog.LOG_ERR, whole)
 
     def end(self) -> None:
         """The shell has ended, and all that it held ends with it."""
@@ -157,7 +156,7 @@ class Script:
                 self._allow(self._run)
                 self._gone(self._run)
         except (StoreError, Failure, OSError) as error:
-            syslog.syslog(syslog.LOG_WARNING, printable(str(error)))
+            log.write(syslog.LOG_WARNING, printable(str(error)))
         for lock in self._locks.values():
             lock.__exit__()
         if self._record is not None:
