@@ -45,7 +45,7 @@ class Author:
 
     def records(self) -> list[str]:
         """The names of the records."""
-        return sorted(path.name for path in self.host.run_dir.iterdir() if not path.name.startswith("."))
+        return sorted(path.name for path in self.host.run_dir.glob("[!.]*"))
 
 
 @pytest.fixture
@@ -86,6 +86,8 @@ class Test(Storage):
         return self.tool("losetup", "--find", "--show", copy).strip()
 
     def detach(self, made):
+        if "copy" not in made:
+            return
         for line in self.tool("losetup", "--noheadings", "--output", "NAME", "--associated", made["copy"]).splitlines():
             self.tool("losetup", "--detach", line.strip())
         if os.path.exists(made["copy"]):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 CUSTOM = "custom"
 # Of a run's time, what is kept for taking back what an attach has begun.
 _FOR_UNDO = 0.2
+# Of what is kept for the last words, what an undo that hangs leaves of it.
+_AFTER_UNDO = 0.6
 _NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
 _PACKAGE = __file__.rpartition("engine/")[0]
 # An author's facts in a record, apart from ours.
@@ -217,6 +219,7 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
     facts["mode"] = str(mode)
     made = {_OWN + name: value for name, value in target.items()}
     claim = Claim(run, storage, target, params, mode)
+    whole = run.deadline
     try:
         facts |= claim.facts
         run.guard.hold()  # until the failure of what follows would be undone
@@ -236,7 +239,7 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
             run.doing = "attaching", params
             note({"begun": "1"})
             with Authors("attach"):
-                device = _bytes(storage.attach(target, mode))
+                device = _path(storage.attach(target, mode))
             note({"device": device.decode("utf-8", "surrogateescape")})
             opened = run.platform.open_target(device, mode.writable)
             backing = _backing(run, opened, mode, note)
@@ -256,7 +259,8 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
                     publish.connected(run, store, params, nodes, error is not None, lock)
         except BaseException as reason:
             if run.unsure is None or not came_through(run, reason):
-                run.deadline = run.end
+                # Not to the very end: one that takes too long must not hide the reason (engine.script's watch).
+                run.deadline = run.end - _AFTER_UNDO * (run.end - whole)
                 undo(run, Custom(type(storage)), facts | made, record)
                 raise
         finally:
@@ -383,6 +387,14 @@ def _other_guest(run: "Run", device: bytes) -> int | None:
             why=error,
         ) from None
     return users[0].domid if users else None
+
+
+def _path(said: object) -> bytes:
+    """Return the path of a device that an author's ``attach`` returned. Raises Failure for what is none."""
+    path = _bytes(said) if isinstance(said, (str, bytes)) else b""
+    if not path.startswith(b"/"):
+        raise Failure("the script's attach returned {it}, and not the path of a device or file", it=repr(said))
+    return path
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -3,6 +3,7 @@
 Off the hot path: people and ``vbdkit gc`` ask these.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from vbdkit import __version__, platform
 from vbdkit.datapaths import load
-from vbdkit.engine.custom import Storage, own_facts
+from vbdkit.engine.custom import Authors, Storage, own_facts
 from vbdkit.engine.record import Records, read_lines
 from vbdkit.engine.script import Run, as_failure
 from vbdkit.engine.tool import find, run_tool
@@ -49,19 +50,22 @@ def answer(
             if not vbd.path:
                 raise Failure("--detach takes a backend path, and a record on stdin; vbdkit gc uses it")
             run.guard.arm()
-            storage(run).detach(own_facts(_record(sys.stdin.read())))
+            with Authors("detach"):
+                storage(run).detach(own_facts(_record(sys.stdin.read())))
             text = ""
         elif word.startswith("-"):
             print(f"{name}: there is no option {printable(word)}; --help tells", file=sys.stderr)
             return 2
         else:
+            method = getattr(storage(run), verbs(storage)[word])
+            try:
+                inspect.signature(method).bind(*rest)
+            except TypeError as error:
+                print(f"{name} {word}: {error}", file=sys.stderr)
+                return 2
             run.guard.arm()
-            text = getattr(storage(run), verbs(storage)[word])(*rest) or ""
-    except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-            raise
-        print(f"{name} {word}: {error}", file=sys.stderr)  # the wrong number of words
-        return 2
+            with Authors(word):
+                text = method(*rest) or ""
     except (Failure, OSError) as error:
         print(f"{name}: {as_failure(error)}", file=sys.stderr)
         return 1
