@@ -1,12 +1,14 @@
 """Custom scripts in Python on a host with a real store."""
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.host import PYTHON, SOURCE, Disk, Host, host
+from tests.driverdomain import until
+from tests.host import PYTHON, SOURCE, Disk, Host, bound_loops, host
 from tests.images import image, make_image
 
 __all__ = ["host", "image"]  # fixtures
@@ -30,6 +32,7 @@ class Author:
         host = self.host
         more = "" if host.time_limit is None else f", time_limit={host.time_limit}"
         more += "" if host.system == sys.platform else f", system={host.system!r}"
+        more += "".join(f", {name}={value!r}" for name, value in host.settings.items())
         path = host.directory / name
         path.write_text(
             f"{HEAD}{body}\nmain({kind}, run_dir={bytes(host.run_dir)!r}, lock_dir={bytes(host.lock_dir)!r}{more})\n"
@@ -98,6 +101,13 @@ class Test(Storage):
 def copies(folder: Path, identity: str = '"share " + target["file"]') -> str:
     """The class that copies, with its identity as an expression."""
     return COPY.replace("{folder}", str(folder)).replace("{identity}", identity)
+
+
+def loops_left() -> list[str]:
+    """The loop devices that stay bound: one that somebody has open in the moment of its release goes a little later."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: not bound_loops(), "no loop device", 5)
+    return bound_loops()
 
 
 def marked(path: Path) -> Path:

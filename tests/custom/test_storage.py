@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.custom.conftest import LOOP, Author, copies
+from tests.custom.conftest import LOOP, Author, copies, loops_left
 from tests.host import SOURCE, Disk, Result, backing_file, bound_loops
 from tests.images import make_image
 
@@ -33,7 +33,7 @@ class TestOneGuest:
         assert author.records() == ["vbd-5-51712"]
         gone = disk.remove()
         assert (gone.status, gone.output) == (0, "")
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
     def test_twice(self, author: Author, image: Path) -> None:
         """I5: add for a disk that the guest has is no second attach; remove is quiet as often as it comes."""
@@ -43,7 +43,7 @@ class TestOneGuest:
         assert disk.add().status == 0
         assert len(bound_loops()) == 1
         assert [disk.remove().status for _ in range(3)] == [0, 0, 0]
-        assert bound_loops() == []
+        assert loops_left() == []
 
     def test_add_anew_takes_the_old_one_back_first(self, author: Author, image: Path) -> None:
         disk = author.disk(LOOP, image)
@@ -62,7 +62,7 @@ class TestOneGuest:
         disk.forget()
         image.unlink()
         assert disk.remove().status == 0
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
     def test_a_plain_file_is_served_as_block_serves_one(self, author: Author, image: Path) -> None:
         disk = author.disk(
@@ -76,13 +76,13 @@ class TestOneGuest:
         assert backing_file(loop) == str(image)
         assert Path(f"/sys/block/{loop.removeprefix('/dev/')}/ro").read_text() == "1\n"
         assert disk.remove().status == 0
-        assert bound_loops() == []
+        assert loops_left() == []
 
     def test_the_mode_is_obeyed(self, author: Author, image: Path) -> None:
         """O8: a device that cannot be written is no disk to write to."""
         disk = author.disk(LOOP.replace('"--show"', '"--show", "--read-only"'), image)
         refused(disk.add(), "is a read-only device")
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
 
 class TestTargets:
@@ -215,7 +215,7 @@ class TestSharing:
         assert first.remove().status == 0
         assert len(bound_loops()) == 1
         assert second.remove().status == 0
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
 
 def test_a_record_of_another_script_is_taken_back_by_that_script(author: Author, image: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_record_of_another_script_is_taken_back_by_that_script(author: Author,
     disk.add()
     author.write("class Other(Storage):\n    def attach(self, target, mode): ...\n", "block-other", "Other")
     assert disk.remove().status == 0
-    assert (bound_loops(), author.records()) == ([], [])
+    assert (loops_left(), author.records()) == ([], [])
 
 
 class TestCollection:
@@ -243,7 +243,7 @@ class TestCollection:
         disk.add()
         disk.forget()
         assert "collected" in self.gc(author)
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
     def test_the_living_keep_theirs(self, author: Author, image: Path) -> None:
         author.disk(LOOP, image).add()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.custom.conftest import LOOP, Author, copies
+from tests.custom.conftest import LOOP, Author, copies, loops_left
 from tests.driverdomain import until
 from tests.faults.test_gc import found, gc
 from tests.host import SOURCE, Disk, bound_loops
@@ -151,7 +152,7 @@ class TestDeadline:
         assert "sleep 600 x" in done.output
         author.write(LOOP)
         assert disk.remove().status == 0
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
 
 class TestSignals:
@@ -222,7 +223,7 @@ class TestKills:
         return disk
 
     def left(self, author: Author) -> tuple[list[str], list[str], list[Path]]:
-        return bound_loops(), author.records(), sorted(author.host.directory.glob("vbd-*"))
+        return loops_left(), author.records(), sorted(author.host.directory.glob("vbd-*"))
 
     @pytest.mark.parametrize("phase", PHASES)
     def test_the_next_add_of_this_disk_works_and_nothing_is_left(self, author: Author, image: Path, phase: str) -> None:
@@ -309,7 +310,7 @@ class TestGc:
         (author.host.directory / "away").rename(author.host.script)
         (item,) = found(author.host)
         assert item["outcome"] == "collected"
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
     def test_a_script_that_fails_is_quoted(self, author: Author, abandoned: Disk) -> None:
         author.write(LOOP.replace('"--detach"', '"--no-such-option"'))
@@ -319,7 +320,7 @@ class TestGc:
         assert author.records() == ["vbd-5-51712"]
         author.write(LOOP)
         assert gc(author.host).returncode == 0
-        assert bound_loops() == []
+        assert loops_left() == []
 
     def test_a_fault_of_the_scripts_is_one_sentence(self, author: Author, abandoned: Disk) -> None:
         author.write(LOOP.replace('if "device" in made', 'if "device" in nowhere'))
@@ -356,9 +357,9 @@ class TestWaits:
         assert line == "block-test: vbd-5-51712: waiting for the path to storage, 1 s so far\n"
 
     def test_the_log_has_it_too(self, tmp_path: Path) -> None:
-        """In a process of its own, whose syslog is a list."""
+        """In a process of its own, whose syslog daemon is here."""
         code = (
-            "import syslog, time; said = []; syslog.syslog = lambda level, text: said.append(text)\n"
+            f"import time; from vbdkit.engine import log; log._SOCKET = {str(tmp_path / 'log')!r}\n"
             "from vbdkit import platform; from vbdkit.datapaths import load\n"
             "from vbdkit.engine.record import Records; from vbdkit.engine.script import Run\n"
             "from vbdkit.engine.tool import run_tool; from vbdkit.protocol.vbd import parse_backend_path\n"
@@ -366,12 +367,18 @@ class TestWaits:
             "linux, records = platform.load('linux'), Records(b'/none')\n"
             "run = Run('block-x', 'add', vbd, linux, load, records, b'/none', end, end, {})\n"
             "run_tool(run, [b'sleep', b'1.2'])\n"
-            "print(*said, sep='|')\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=60
-        )
-        assert done.stdout == "block-x add vbd-5-51712: waiting for sleep 1.2, 1 s so far\n"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+            daemon.bind(str(tmp_path / "log"))
+            daemon.settimeout(30)
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                env={"PYTHONPATH": str(SOURCE)},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert daemon.recv(4096).endswith(b": block-x add vbd-5-51712: waiting for sleep 1.2, 1 s so far")
         assert done.stderr == "block-x: vbd-5-51712: waiting for sleep 1.2, 1 s so far\n"
 
     def test_a_toolstack_that_does_not_read_holds_up_nothing(self, author: Author, image: Path) -> None:
@@ -412,7 +419,7 @@ class TestErrors:
         assert done.error in done.output
         assert "Traceback" not in done.output
         assert len(done.output.splitlines()) == 1
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
     @pytest.mark.parametrize("method", ["parse", "identity", "attach"])
     def test_a_fault_names_method_and_line(self, author: Author, image: Path, method: str) -> None:
@@ -439,7 +446,7 @@ class TestErrors:
         assert author.records() == ["vbd-5-51712"]
         author.write(LOOP)
         assert disk.remove().status == 0
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
     def test_output_that_is_no_text_and_long(self, author: Author, image: Path, tmp_path: Path) -> None:
         (tmp_path / "said").write_bytes(b"x" * 100_000 + b"\n\377\033[31m\n")
@@ -462,7 +469,7 @@ class TestWithoutXenstore:
         assert "stays: whether another guest has it by now cannot be told" in done.output
         assert author.records() == ["vbd-5-51712"]
         assert disk.remove().status == 0
-        assert (bound_loops(), author.records()) == ([], [])
+        assert (loops_left(), author.records()) == ([], [])
 
     def test_an_add_begins_nothing(self, author: Author, image: Path, tmp_path: Path) -> None:
         disk = author.disk(program(tmp_path, "true"), image)

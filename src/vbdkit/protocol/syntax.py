@@ -44,11 +44,33 @@ def parse_target(text: str, syntax: str, example: str = "") -> "dict[str, str]":
 
 
 def parts(syntax: str) -> "tuple[Part, ...]":
-    """Return what a syntax consists of. Raises ValueError where two fields touch, or brackets do not match."""
+    """Return what a syntax consists of.
+
+    Raises ValueError where two fields touch (with or without what is between them in brackets), two have one name, or
+    brackets do not match.
+    """
     found, end = _parts(syntax, 0)
     if end != len(syntax):
         raise ValueError(f"the syntax {syntax!r} has a ] without its [")
+    for whole in _wholes(found):
+        names = [part.text for part in whole if part.kind == _FIELD]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the syntax {syntax!r} has two fields named {name.upper()}")
+        # itertools.pairwise is not on the hot path's list.
+        for one, other in zip(whole, whole[1:], strict=False):  # noqa: RUF007
+            if one.kind == other.kind == _FIELD:
+                raise ValueError(f"in the syntax {syntax!r} nothing tells {one.text.upper()} from {other.text.upper()}")
     return found
+
+
+def _wholes(wanted: "tuple[Part, ...]") -> "list[tuple[Part, ...]]":
+    """Return all forms that a syntax allows, each without brackets."""
+    if not wanted:
+        return [()]
+    first, rest = wanted[0], _wholes(wanted[1:])
+    heads = [(first,)] if first.kind != _OPTIONAL else [*_wholes(first.inner), ()]
+    return [head + tail for head in heads for tail in rest]
 
 
 def _parts(syntax: str, at: int) -> "tuple[tuple[Part, ...], int]":
@@ -60,8 +82,8 @@ def _parts(syntax: str, at: int) -> "tuple[tuple[Part, ...], int]":
             if at == len(syntax):
                 raise ValueError(f"the syntax {syntax!r} has a [ without its ]")
             at += 1
-            if found and inner and found[-1].kind == inner[0].kind == _FIELD:
-                raise ValueError(f"in the syntax {syntax!r} nothing tells {found[-1].text} from what follows it")
+            if not inner:
+                raise ValueError(f"the syntax {syntax!r} has nothing in its brackets")
             found.append(Part(_OPTIONAL, inner=inner))
             continue
         field = _is_name(syntax[at])

@@ -124,7 +124,9 @@ def _check_host(storage: Storage, run: Run) -> int:
         there = _has_module(run, module)
         missing += not there
         print(f"{'ok     ' if there else 'missing'}  the kernel's module {module}")
-    for trouble in storage.check_host():
+    with Authors("check_host"):
+        troubles = list(storage.check_host())
+    for trouble in troubles:
         missing += 1
         print(f"missing  {trouble}")
     if not missing:
