@@ -1,6 +1,7 @@
 """Scripts in shell on a host with a real store: any shell, our library beside them, a folder of programs in front."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import vbdkit
+from tests.cli.conftest import copy_package
 from tests.host import PYTHON, Disk, Host, host
 from tests.images import image, losetup, make_image, read_only_loop
 from tests.need import need_program
@@ -70,6 +72,18 @@ class Scripts:
         path.chmod(0o755)
         self.host.script = path
         return path
+
+    def copy(self, **settings: float) -> Path:
+        """Use a copy of the package from now on, with other values for IDLE and STAY; returns where it is."""
+        package = copy_package(self.host.directory / "lib")
+        library = self.folder / LIBRARY
+        library.write_text(library.read_text().replace(str(Path(vbdkit.__file__).parent.parent), str(package.parent)))
+        for name, value in settings.items():
+            module = package / "scripts" / ("talk.py" if name == "IDLE" else "waiting.py")
+            text, count = re.subn(rf"^{name} = .*", f"{name} = {value}", module.read_text(), flags=re.M)
+            assert count == 1
+            module.write_text(text)
+        return package
 
     def disk(self, body: str, domid: int = 5, params: str = "the target", mode: str = "w") -> Disk:
         """A script, and a disk of a live guest that it serves."""

@@ -1,7 +1,6 @@
 """A script from its start to its end: what is published and kept, how failures are told, what is left (S1, S4)."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -489,12 +488,15 @@ class TestConversation:
         assert [done.nodes[f"n{i}"] for i in range(1, 9)] == [b"%d3" % i for i in range(1, 9)]
 
     def test_one_that_is_killed_with_the_turn_does_not_stop_the_others(self, bash: Scripts) -> None:
+        bash.copy(IDLE=100)
         body = 'sh -c \'read x <"$0/turn"\' "$_vbdkit_pipes"; xenstore_write "$XENBUS_PATH/after" it; success'
         done = bash.disk(body).add()
         assert (done.status, done.nodes["after"]) == (0, b"it")
 
     def test_a_killed_helper_is_told(self, bash: Scripts) -> None:
-        done = bash.disk("exec 2>&1; kill -9 $_vbdkit_helper; while kill -0 $_vbdkit_helper; do :; done; success").add()
+        """Also while nobody has looked at how it ended."""
+        wait = "while [ -e /proc/$_vbdkit_helper/exe ]; do :; done"
+        done = bash.disk(f"exec 2>&1; kill -9 $_vbdkit_helper; {wait}; success").add()
         assert done.status == 1
         assert "the helper process of vbdkit is gone" in done.output
 
@@ -511,15 +513,14 @@ class TestConversation:
             assert disk.run(command).status == 0
         wait_for(lambda: scripts.records() == [], "the end of the conversation")
 
-        def all_gone() -> bool:
-            shutil.rmtree(scripts.host.run_dir / ".sh", ignore_errors=True)  # whoever waits goes with it
-            return processes_of(disk) == []
+        def those_that_wait() -> list[str]:
+            return [path.read_text().split()[0] for path in scripts.host.run_dir.glob(".sh/pid")]
 
-        wait_for(all_gone, "the end of all helpers")
+        wait_for(lambda: helpers_of(disk) == those_that_wait() != [], "the end of all helpers but the one that waits")
 
 
-def processes_of(disk: Disk) -> list[str]:
-    """Helpers that talk in this host's folder."""
+def helpers_of(disk: Disk) -> list[str]:
+    """The pids of helpers that talk in this host's folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -527,5 +528,5 @@ def processes_of(disk: Disk) -> list[str]:
         except OSError:
             continue
         if os.fsencode(disk.host.run_dir) in text:
-            found.append(text.decode())
+            found.append(entry.parent.name)
     return found

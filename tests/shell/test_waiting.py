@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import vbdkit
-from tests.cli.conftest import copy_package
 from tests.need import need
 from tests.shell.conftest import WAIT, Scripts, wait_for
 from vbdkit.cli.stub import LIBRARY
@@ -27,7 +25,7 @@ def waiting(scripts: Scripts) -> int:
     """The pid of the one that waits, 0 where none does."""
     try:
         pid = int((scripts.host.run_dir / ".sh" / "pid").read_text().split()[0])
-        os.kill(pid, 0)
+        os.readlink(f"/proc/{pid}/exe")  # not of one that has ended and that nobody has looked at yet
     except (OSError, ValueError):
         return 0
     return pid
@@ -116,6 +114,16 @@ def test_another_process_with_its_pid_is_not_taken_for_it(scripts: Scripts) -> N
     assert scripts.disk("success").add().status == 0
 
 
+def test_one_that_has_ended_and_that_nobody_has_looked_at_is_not_taken_for_it(scripts: Scripts) -> None:
+    """A first process that does not care for orphans leaves it so for long."""
+    os.kill(with_one_waiting(scripts), signal.SIGKILL)
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        began = Path(f"/proc/{ended.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        (scripts.host.run_dir / ".sh" / "pid").write_text(f"{ended.pid} {began}\n")
+        assert scripts.disk("success").add().status == 0
+
+
 def test_it_refuses_other_settings(bash: Scripts) -> None:
     pid = with_one_waiting(bash)
     library = bash.folder / LIBRARY
@@ -125,11 +133,9 @@ def test_it_refuses_other_settings(bash: Scripts) -> None:
     assert waiting(bash) == pid
 
 
-def test_it_refuses_once_a_module_has_changed(bash: Scripts, tmp_path: Path) -> None:
+def test_it_refuses_once_a_module_has_changed(bash: Scripts) -> None:
     """An update must not leave the old one at work."""
-    package = copy_package(tmp_path / "lib")
-    library = bash.folder / LIBRARY
-    library.write_text(library.read_text().replace(str(Path(vbdkit.__file__).parent.parent), str(tmp_path / "lib")))
+    package = bash.copy()
     with_one_waiting(bash)
     (package / "engine" / "deliver.py").touch()
     no_other(bash)
@@ -137,21 +143,18 @@ def test_it_refuses_once_a_module_has_changed(bash: Scripts, tmp_path: Path) -> 
 
 
 def test_it_goes_with_its_folder(bash: Scripts) -> None:
+    bash.copy(IDLE=100)
     pid = with_one_waiting(bash)
     shutil.rmtree(bash.host.run_dir)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists(), "its end")
 
 
-def test_it_goes_when_nobody_comes(bash: Scripts, tmp_path: Path) -> None:
-    package = copy_package(tmp_path / "lib")
-    library = bash.folder / LIBRARY
-    library.write_text(library.read_text().replace(str(Path(vbdkit.__file__).parent.parent), str(tmp_path / "lib")))
-    waits = package / "scripts" / "waiting.py"
-    waits.write_text(waits.read_text().replace("STAY = 60.0", "STAY = 1.0"))
+def test_it_goes_when_nobody_comes(bash: Scripts) -> None:
+    bash.copy(IDLE=100, STAY=1.0)
     assert bash.disk("success", 4).add().status == 0
     wait_for(lambda: waiting(bash) != 0, "the helper that waits")
     pid = waiting(bash)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists(), "its end")
     assert list(bash.host.run_dir.glob(".sh*")) == []
     assert bash.disk("success").add().status == 0
 

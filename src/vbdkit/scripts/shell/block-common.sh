@@ -20,7 +20,7 @@ set -e
 _vbdkit_ask() {
   local line count status
   _vbdkit_answer=
-  if ! kill -0 "$_vbdkit_helper" 2>/dev/null; then
+  if ! _vbdkit_lives "$_vbdkit_helper"; then
     echo "$0: the helper process of vbdkit is gone" >&2
     return 1
   fi
@@ -42,6 +42,15 @@ _vbdkit_ask() {
   return "$status"
 }
 
+# Whether a process lives. One that has ended may be there still, until its parent looks; it has no program then.
+_vbdkit_lives() {
+  if [ -e /proc/self/exe ]; then
+    [ -e "/proc/$1/exe" ]
+  else
+    kill -0 "$1" 2>/dev/null
+  fi
+}
+
 # Whether the process that says that it waits lives, and is that process: by the time at which it began.
 _vbdkit_waits() {
   local began line
@@ -49,6 +58,7 @@ _vbdkit_waits() {
     IFS=' ' read -r _vbdkit_helper began <"$_vbdkit_pipes/pid" || return 1
     IFS= read -r line <"/proc/$_vbdkit_helper/stat" || return 1
   } 2>/dev/null
+  _vbdkit_lives "$_vbdkit_helper" || return 1
   # shellcheck disable=SC2086  # numbers
   set -- ${line##*) }
   [ "${20}" = "$began" ]
