@@ -52,7 +52,8 @@ class Scripts:
         package = Path(vbdkit.__file__).parent
         limit = self.host.time_limit
         system = None if self.host.system == sys.platform else self.host.system
-        stub = Stub(b"", package, system, self.host.run_dir, self.host.lock_dir, limit, python=Path(PYTHON))
+        where = self.host.run_dir, self.host.lock_dir
+        stub = Stub(b"", package, system, *where, limit, self.host.settings, Path(PYTHON))
         (self.folder / LIBRARY).write_bytes(stub.library(self.folder))
 
     def program(self, name: str, text: str) -> None:

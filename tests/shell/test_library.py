@@ -54,6 +54,17 @@ def test_what_a_script_finds_set(scripts: Scripts) -> None:
     assert out(scripts, 'echo "$-${LC_ALL-unset}" | tr -dc "e[:upper:]unst" >&3')[0].startswith("e")
 
 
+def test_the_folders_of_this_hosts_xen(scripts: Scripts) -> None:
+    """What hotplugpath.sh says, and Xen's own defaults where there is none: nothing of Xen is needed."""
+    path = scripts.folder / "hotplugpath.sh"
+    path.write_text(path.read_text() + "libdir=/opt/xen/lib\nXEN_CONFIG_DIR=/opt/xen/etc\n")
+    body = 'printf "%s\n" "${PATH%%:*}" "${LD_LIBRARY_PATH##*:}" "$XEN_CONFIG_DIR" "$XEN_LOG_DIR" >&3'
+    assert out(scripts, body) == [str(scripts.programs), "/opt/xen/lib", "/opt/xen/etc", str(scripts.log.parent)]
+    path.unlink()
+    assert out(scripts, body) == ["/usr/bin", "", "/etc/xen", "/var/log/xen"]
+    assert sorted(path.name for path in scripts.folder.iterdir()) == ["block-common.sh", "block-test"]
+
+
 def test_find_command_and_eval_variables(scripts: Scripts) -> None:
     body = (
         'findCommand a=1 b=2 remove late; echo "$command" >&3; evalVariables x=7 =no add "y=\'a b\'"; echo "$x,$y" >&3'

@@ -10,11 +10,13 @@ import pytest
 
 from tests.host import Disk, Host
 from tests.images import losetup
+from tests.platform.models.netbsd import Netbsd
 from tests.shell.conftest import SHELLS, WAIT, Scripts, wait_for
 from tests.stores import realstore
 from vbdkit.datapaths import load
 from vbdkit.engine.leftovers import KEPT, Collection
 from vbdkit.engine.lock import Lock
+from vbdkit.toolstack.netbsd_host import take_away
 
 
 def lock_is_free(host: Host, name: bytes = b"block") -> bool:
@@ -158,6 +160,28 @@ def test_freebsds_way(tmp_path: Path, store_socket: Path, image: Path) -> None:
     assert second.add().outcome == b"busy"
     assert first.remove().status == 0
     assert scripts.records() == []
+
+
+def test_netbsds_way(tmp_path: Path, store_socket: Path) -> None:
+    """C5, O5: called with a path and a state, a device is published as one decimal number."""
+    (tmp_path / "host").mkdir()
+    machine = Netbsd(tmp_path / "model")
+    machine.disk("wd0", {"e": (2048, 4096)})
+    device = machine.dev / "wd0e"
+    scripts = Scripts(Host(tmp_path / "host", store_socket, "netbsd", settings=machine.settings), SHELLS["dash"])
+    first, second = [scripts.disk(f'[ "$command" = remove ] || write_dev {device}', domid) for domid in (5, 6)]
+    try:
+        done = first.add()
+        assert (done.status, done.outcome) == (0, b"connected"), done.output
+        assert done.nodes["physical-device"] == b"%d" % os.stat(device).st_rdev
+        assert done.nodes["physical-device-path"].decode() == str(device)
+        done = second.add()
+        assert (done.status, done.outcome) == (1, b"busy"), done.output
+        assert f"{device} is in use by guest 5" in done.error
+        assert first.remove().status == 0
+        assert scripts.records() == []
+    finally:
+        take_away(machine.folder)
 
 
 class TestWhoseItIs:

@@ -114,6 +114,7 @@ class Waiting:
                 child = os.fork()
                 if child == 0:
                     os.dup2(stderr, 2)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it waits for what it starts itself
                     try:
                         serve([pid, *rest], folder, self._run_dir, self._system, environ, self._settings)
                     finally:
