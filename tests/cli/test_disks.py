@@ -252,3 +252,95 @@ class TestRun:
         done = vbdkit("run", "--script", "/nowhere/block", "add", "5", "xvda")
         assert "  /nowhere/block cannot be started: No such file or directory" in done.stdout.splitlines()
         assert (done.returncode, done.stderr) == (1, "vbdkit: /nowhere/block add: exit 127\n")
+
+
+class TestSlowScripts:
+    """What a script waits for is to be seen while it waits, not when it has ended."""
+
+    @pytest.fixture
+    def start(self, package: Path, environment: dict[str, str], config: Path) -> Callable[..., "subprocess.Popen[str]"]:
+        def run(command: str, *arguments: str | Path) -> "subprocess.Popen[str]":
+            argv = [PYTHON, "-m", "vbdkit", command, "--config", config, *arguments]
+            return subprocess.Popen(
+                argv, env=environment, cwd="/", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+
+        return run
+
+    def script(self, xen: Xen, says: str) -> Path:
+        """One that says something, waits until it may go on, and has the last word without a newline."""
+        go = xen.host.directory / "go"
+        return xen.script(
+            "block-slow",
+            f'#!/bin/sh\n{says}\nwhile [ ! -e {go} ]; do sleep 0.05; done\n{xen.host.script} "$@"\nprintf done >&2\n',
+        )
+
+    def test_run_shows_each_line_as_it_comes(
+        self, start: Callable[..., "subprocess.Popen[str]"], xen: Xen, image: Path
+    ) -> None:
+        script = self.script(xen, "echo one >&2; echo two")
+        disk = Disk(5, os.fsencode(image), os.fsencode(script))
+        add_disk(xen.store, disk)
+        wait_for_state(xen.store, disk, {b"2"}, 10)
+        process = start("run", "add", "5", "xvda")
+        assert process.stdout is not None
+        seen = []
+        while "  two" not in seen:
+            seen.append(process.stdout.readline().rstrip("\n"))
+            assert seen[-1] or process.poll() is None, "it ended without"
+        assert not (xen.host.directory / "go").exists()
+        (xen.host.directory / "go").touch()
+        lines = seen + process.communicate(timeout=60)[0].splitlines()
+        at = lines.index("output")
+        assert lines[at + 1 : at + 5] == ["  one", "  two", "  done", "changes in the store"]
+        assert process.returncode == 0
+        connected(xen)
+        xen.detach()
+
+    def test_attach_says_in_one_line_what_the_script_says(
+        self, start: Callable[..., "subprocess.Popen[str]"], xen: Xen, image: Path
+    ) -> None:
+        self.script(xen, "echo block-slow: waiting for the portal >&2; sleep 1.5; echo another >&2")
+        process = start("attach", "web", f"script=block-slow,vdev=xvda,target={image}")
+        assert process.stderr is not None
+        assert process.stderr.readline() == "vbdkit: block-slow: waiting for the portal\n"
+        (xen.host.directory / "go").touch()
+        output, rest = process.communicate(timeout=60)
+        assert output.startswith("guest 5 (web) has ")
+        assert (process.returncode, rest) == (0, "")
+        connected(xen)
+        xen.detach()
+        assert xen.left() == []
+
+    def test_attach_says_of_a_silent_one_that_it_is_at_work(
+        self, start: Callable[..., "subprocess.Popen[str]"], xen: Xen, image: Path
+    ) -> None:
+        self.script(xen, "true")
+        process = start("attach", "web", f"script=block-slow,vdev=xvda,target={image}")
+        assert process.stderr is not None
+        assert process.stderr.readline() == "vbdkit: the disk's script is at work, 3 s so far\n"
+        (xen.host.directory / "go").touch()
+        assert process.communicate(timeout=60)[1] == ""
+        connected(xen)
+        xen.detach()
+
+    def test_a_reader_that_goes_away_does_not_end_the_script(
+        self, start: Callable[..., "subprocess.Popen[str]"], xen: Xen, image: Path
+    ) -> None:
+        script = self.script(xen, "echo one; exec >&2")
+        script.write_text(script.read_text().replace("sleep 0.05", "echo more; sleep 0.05"))
+        disk = Disk(5, os.fsencode(image), os.fsencode(script))
+        add_disk(xen.store, disk)
+        wait_for_state(xen.store, disk, {b"2"}, 10)
+        process = start("run", "add", "5", "xvda")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while process.stdout.readline() != "  one\n":
+            assert process.poll() is None
+        process.stdout.close()
+        (xen.host.directory / "go").touch()
+        with process.stderr as errors:
+            assert errors.read() == ""
+        assert process.wait(60) == 141
+        connected(xen)
+        xen.detach()

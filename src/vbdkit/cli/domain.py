@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from vbdkit.xenstore.client import Connection
 
 # Seconds that connecting to the store may take.
 _PATIENCE = 10.0
+# Seconds after which a script's own words are passed on, and after which that is said of one that says nothing.
+_SLOW = 1.0
+_SILENT = 3.0
 
 
 def add_domain(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +76,27 @@ def toolstack(arguments: argparse.Namespace) -> Iterator[Toolstack]:
     """Connect to the store of this host and be its toolstack. Raises StoreError."""
     settings = settings_of(arguments)
     with Connection.open(time.monotonic() + _PATIENCE) as store:
-        yield Toolstack(store, settings)
+        stack = Toolstack(store, settings)
+        stack.follow = _Meanwhile().look
+        yield stack
+
+
+class _Meanwhile:
+    """Says on stderr, in one line, what a script is at that takes its time."""
+
+    def __init__(self) -> None:
+        self._told = False
+        self._said = b""
+
+    def look(self, seconds: float, said: bytes) -> None:
+        """Hear from ``run_script``: its ``follow``."""
+        lines = self._said.split(b"\n")[:-1]
+        self._said = (self._said + said)[-4000:]  # for the next look: with its last words it may have ended
+        if self._told or seconds < (_SLOW if lines else _SILENT):
+            return
+        self._told = True
+        doing = shown(lines[-1]) if lines else f"the disk's script is at work, {seconds:.0f} s so far"
+        print(f"vbdkit: {doing}", file=sys.stderr, flush=True)
 
 
 def domid_of(stack: Toolstack, arguments: argparse.Namespace) -> int:

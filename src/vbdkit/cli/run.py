@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Runs the block script of a disk once, as the toolstack calls it (arguments, environment, empty stdin, time limit), and
-shows how it was called, the nodes that it found, what it said, how it ended and when, and what has changed in the
-whole store meanwhile. The nodes have to be there: a failed `xl block-attach` leaves them, and a disk that a guest has
-has them. Nothing else is done: no node is made, no state is waited for, nothing is taken back.
+shows how it was called, the nodes that it found, what it says while it runs, how it ended and when, and what has
+changed in the whole store meanwhile. The nodes have to be there: a failed `xl block-attach` leaves them, and a disk
+that a guest has has them. Nothing else is done: no node is made, no state is waited for, nothing is taken back.
 
 `remove` takes the device from under a guest that still uses the disk."""
 
@@ -77,12 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
             report.line(f"  {shown(path.removeprefix(disk.backend + b'/'))} = {shown(value)}")
         if not nodes:
             report.line("  none")
+        report.line("output")
+        live = _Live(report)
+        stack.follow = live.more
         done = stack.start_script(disk, arguments.verb)
+        live.end(done.output)
         stack.allow()
         after = take(stack.store, [b"/"])
-    report.line("output")
-    for line in done.output.splitlines() or [b""]:
-        report.line(f"  {shown(line)}" if done.output else "  none")
     report.line("changes in the store")
     found = changes(before, after)
     for change in found:
@@ -96,6 +97,29 @@ def run(arguments: argparse.Namespace) -> int:
     if done.status:
         raise CommandError(shown(done.error) if done.error else f"{shown(script)} {arguments.verb}: {ended}")
     return 0
+
+
+class _Live:
+    """Shows a script's output line by line while it comes."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._shown = 0
+        self._rest = b""
+
+    def more(self, seconds: float, said: bytes) -> None:
+        self._shown += len(said)
+        *lines, self._rest = (self._rest + said).split(b"\n")
+        for line in lines:
+            self._report.line(f"  {shown(line)}")
+
+    def end(self, output: bytes) -> None:
+        """Show what is left of all ``output``."""
+        if not output:
+            self._report.line("  none")
+        self.more(0, output[self._shown :])
+        if self._rest:
+            self._report.line(f"  {shown(self._rest)}")
 
 
 def _tell_call(report: Report, system: str, disk: "Disk", verb: str, own_domid: int, guest: str) -> None:

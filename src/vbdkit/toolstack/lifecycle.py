@@ -37,6 +37,7 @@ from vbdkit.toolstack.ways import DIRECT, PATH_ONLY, PUBLISH
 from vbdkit.xenstore.client import StoreError
 
 if TYPE_CHECKING:
+    from vbdkit.toolstack.script import Follow
     from vbdkit.toolstack.settings import Settings
     from vbdkit.xenstore.client import Connection
 
@@ -78,6 +79,8 @@ class Toolstack:
         self.settings = settings
         self.environ = dict(os.environb if environ is None else environ)
         self.own_domid = own_domid(store)
+        # Hears of a script while it runs: run_script's ``follow``.
+        self.follow: Follow | None = None
 
     def attach(self, disk: Disk) -> Attached:
         """Give a guest a disk. Raises Failure or StoreError; then nothing is left of it, or it is said what."""
@@ -163,6 +166,7 @@ class Toolstack:
                 own_domid=self.own_domid,
                 environ={**self.environ, **extra},
                 timeout=limit,
+                follow=self.follow,
             )
         except OSError as error:
             said = f"{shown(disk.script)} cannot be started: {error.strerror}"

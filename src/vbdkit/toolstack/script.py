@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vbdkit.engine.script import Run
+
+    Follow = Callable[[float, bytes], None]
     from vbdkit.xenstore.client import Connection
 
 # libxl's LIBXL_HOTPLUG_TIMEOUT, in seconds.
 HOTPLUG_TIMEOUT = 40.0
+# Seconds between two looks at what a script has said so far.
+_LOOK = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,20 @@ def run_script(
     environ: Mapping[bytes, bytes] | None = None,
     timeout: float = HOTPLUG_TIMEOUT,
     process_group: int | None = None,
+    follow: "Follow | None" = None,
 ) -> ScriptRun:
     """Run ``script`` with ``command`` (ADD or REMOVE) for a vbd of guest ``domid`` and wait for it.
 
     ``environ`` is the environment that it inherits (ours where None). ``process_group`` 0 puts it out of reach
-    of the terminal's Ctrl-C, which libxl does not do. Raises OSError where the script cannot be started,
+    of the terminal's Ctrl-C, which libxl does not do. ``follow`` is called while the script runs, with the seconds so
+    far and what it has said since the last call, in another thread. Raises OSError where the script cannot be started,
     StoreError where the store ends.
     """
     argv, additions = build_invocation(system, script, command, kind, domid, devid, own_domid)
     inherited = dict(os.environb if environ is None else environ)
     process: subprocess.Popen[bytes] | None = None
     limit: threading.Timer | None = None
+    reader: _Reader | None = None
     # A file, not a pipe: children that outlive the script keep a pipe open, and reading it would not end.
     with tempfile.TemporaryFile() as output:
         begun = time.monotonic()
@@ -88,6 +95,9 @@ def run_script(
             # Popen.wait(timeout) sleeps between looks, which would be half of what is measured here.
             limit = threading.Timer(timeout, process.send_signal, [signal.SIGKILL])
             limit.start()
+            if follow is not None:
+                reader = _Reader(output.fileno(), begun, follow)
+                reader.start()
             process.wait()
             seconds = time.monotonic() - begun
         finally:
@@ -97,6 +107,8 @@ def run_script(
                 # Only this process (C6): what it started lives on. It is still there only where we are being ended.
                 process.send_signal(signal.SIGKILL)
                 process.wait()
+            if reader is not None:
+                reader.end()
         killed = process.returncode == -signal.SIGKILL and seconds >= timeout
         output.seek(0)
         said = output.read()
@@ -104,6 +116,34 @@ def run_script(
     if process.returncode != 0 and not killed:
         (error,) = store.read_many([backend_path(own_domid, kind, domid, devid) + b"/" + HOTPLUG_ERROR])
     return ScriptRun(process.returncode, killed, seconds, said, error)
+
+
+class _Reader(threading.Thread):
+    """Passes on what is written to a file, until it is ended, and then the rest of it."""
+
+    def __init__(self, descriptor: int, begun: float, follow: "Follow") -> None:
+        super().__init__(name="output of a script", daemon=True)
+        self._descriptor = descriptor
+        self._begun = begun
+        self._follow = follow
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        at = 0
+        while True:
+            last = self._ended.wait(_LOOK)
+            said = os.pread(self._descriptor, os.fstat(self._descriptor).st_size - at, at)
+            at += len(said)
+            try:
+                self._follow(time.monotonic() - self._begun, said)
+            except OSError:
+                return  # nobody reads it any more
+            if last:
+                return
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
 
 
 @contextmanager
