@@ -105,6 +105,19 @@ def test_the_limits_can_be_set(vbdkit: Vbdkit, xen: Xen, image: Path) -> None:
     done = vbdkit("attach", "--script-limit", "0.5", "5", f"vdev=xvda,script=block-slow,target={image}")
     assert "block-slow add was not done after 0.5 s and was killed" in done.stderr
     assert xen.left() == []
+    vbdkit("attach", "5", f"{image},,xvda")
+    connected(xen)
+    xen.driver.__exit__(None, None, None)
+    try:
+        done = vbdkit("detach", "--close-limit", "0.2", "5", "xvda")
+        assert "guest 5 did not give its disk xvda back within 0.2 s" in done.stderr
+        done = vbdkit("attach", "--ready-limit", "0.3", "5", f"{image},,xvdb")
+        assert "/5/51728/state is 1 after 0.3 s; the toolstack waits for 2\n  no backend driver has " in done.stderr
+    finally:
+        xen.driver = type(xen.driver)(xen.stack.environ)
+        xen.driver.__enter__()
+    vbdkit("detach", "--force", "5", "xvda")
+    assert xen.left() == []
 
 
 def test_force_says_what_did_not_work(vbdkit: Vbdkit, xen: Xen, image: Path) -> None:

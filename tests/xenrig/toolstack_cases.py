@@ -78,7 +78,7 @@ def beside_xl(check: Verdicts) -> None:
     file = image("/tmp/a folder/disk.img")
     status, output = alice.attach(file)
     check("xl block-attach", status == 0 and _connected(alice), output)
-    of_xl = _nodes(alice)
+    of_xl, words = _nodes(alice), _in_xls_words(alice)
     listed = run("xl", "block-list", alice.name)[1]
     status, output = vbdkit("attach", bob.name, f"vdev=xvdb,target={file}")
     check("vbdkit attach for another guest is refused", status == 1 and "guest" in output and "alice" in output, output)
@@ -98,6 +98,7 @@ def beside_xl(check: Verdicts) -> None:
         check(
             "nodes, values and permissions are xl's", not different, [(p, of_xl.get(p), ours.get(p)) for p in different]
         )
+        check("so are the words of its configuration", _in_xls_words(alice) == words, (words, _in_xls_words(alice)))
         now = run("xl", "block-list", alice.name)[1]
         check("xl lists it as its own", _without_ring(now) == _without_ring(listed), (listed, now))
         status, output = bob.attach(file)
