@@ -67,8 +67,17 @@ class Xen:
     def left(self) -> list[object]:
         """All that a disk may leave behind: nodes, records, the lock, open devices, loop devices."""
         files = [path for folder in (self.host.run_dir, self.host.lock_dir) for path in folder.glob("*")]
-        loops = [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if self._ours(path)]
-        return [*self.nodes(), *files, *loops, *([self.driver.open_count()] if self.driver.open_count() else [])]
+        opened = [self.driver.open_count()] if self.driver.open_count() else []
+        return [*self.nodes(), *files, *self._loops(), *opened]
+
+    def _loops(self) -> list[Path]:
+        """Our loop devices; one that a program on this machine is just looking at goes when that has done so."""
+        end = time.monotonic() + 5
+        while True:
+            found = [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if self._ours(path)]
+            if not found or time.monotonic() > end:
+                return found
+            time.sleep(0.02)
 
     def _ours(self, path: Path) -> bool:
         try:
