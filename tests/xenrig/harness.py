@@ -68,8 +68,9 @@ def node(path: str) -> str | None:
     return value if status == 0 else None
 
 
-def backend(domid: int, devid: int) -> str:
-    return f"/local/domain/0/backend/vbd/{domid}/{devid}"
+def backend(domid: int, devid: int, by: int = 0) -> str:
+    """A disk's backend directory in the domain that serves it."""
+    return f"/local/domain/{by}/backend/vbd/{domid}/{devid}"
 
 
 def image(path: str, marker: str = MARKER, mib: int = 16) -> Path:

@@ -59,6 +59,7 @@ class Rig:
         self.image = cache / "image"
         self.kept = cache / "resume"
         self.memory = memory
+        self.xenstored = xenstored
         self.linux = f"{LINUX} rig.xenstored={xenstored}"
         self.cold = cold
 
@@ -107,7 +108,8 @@ class Rig:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
                 for old in self.kept.iterdir():
-                    if old.is_dir():  # of an earlier image, or left by a run that was killed
+                    # Of an earlier image, or left by a run that was killed. The other store's machine stays.
+                    if old.is_dir() and old.name.partition("-")[0] in (old.name, self.xenstored):
                         shutil.rmtree(old)
                 self._keep(folder)
         return folder
@@ -136,7 +138,7 @@ class Rig:
             self.linux,
             str(self.memory),
         ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return f"{self.xenstored}-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @contextmanager
     def _qemu(
@@ -229,17 +231,17 @@ class _Machine:
         reader.start()
         # `limit` is in dom0's time, of which a second can take several of ours.
         answer = self._answer(5 * limit)
-        self._qmp("quit")
-        reader.join(5)
         if not answer.startswith("rc "):
             raise self._broken("no exit status came back from dom0")
+        self._qmp("quit")
+        reader.join(5)
         return int(answer.split()[1])
 
     def _answer(self, limit: int) -> str:
         self.control.settimeout(limit)
         try:
             return self.lines.readline()
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             return ""
 
     def _migrate(self, verb: str, uri: str) -> None:
@@ -252,8 +254,11 @@ class _Machine:
             time.sleep(0.05)
 
     def _qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
-        self.monitor.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self.monitor.flush()
+        try:
+            self.monitor.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            self.monitor.flush()
+        except ConnectionError:
+            raise self._broken("QEMU went away") from None
         for line in self.monitor:
             answer = json.loads(line)
             if "error" in answer:

@@ -48,18 +48,18 @@ def vbdkit(*arguments: str) -> tuple[int, str]:
             os.environ["PYTHONPATH"] = before
 
 
-def _connected(guest: Guest, devid: int = XVDB) -> bool:
-    """Wait until both ends of a disk are connected."""
-    ends = backend(guest.domid, devid), f"/local/domain/{guest.domid}/device/vbd/{devid}"
+def _connected(guest: Guest, by: int = 0) -> bool:
+    """Wait until both ends of xvdb, which domain `by` serves, are connected."""
+    ends = backend(guest.domid, XVDB, by), f"/local/domain/{guest.domid}/device/vbd/{XVDB}"
     return wait(lambda: all(node(f"{end}/state") == "4" for end in ends), 60)
 
 
-def _nodes(guest: Guest) -> dict[str, str]:
+def _nodes(guest: Guest, by: int = 0) -> dict[str, str]:
     """All nodes of xvdb with values and permissions, as far as they say nothing that changes each time."""
-    devices = [node(f"{backend(guest.domid, XVDB)}/{name}") for name in ("node", "physical-device")]
+    devices = [node(f"{backend(guest.domid, XVDB, by)}/{name}") for name in ("node", "physical-device")]
     found = {}
     for root in (
-        backend(guest.domid, XVDB),
+        backend(guest.domid, XVDB, by),
         f"/local/domain/{guest.domid}/device/vbd/{XVDB}",
         f"/libxl/{guest.domid}/device/vbd/{XVDB}",
     ):
@@ -182,11 +182,22 @@ def served_elsewhere(check: Verdicts) -> None:
     file = image("/tmp/served.img")
     with driver_domain_with(file) as driver:
         check("the driver domain is up", driver.says("driver: xl devd runs", 200), driver.console()[-300:])
+        check("xl block-attach", driver.serves(alice, "/dev/xvdc") == "connected", driver.said(alice))
+        _connected(alice, driver.domid)
+        of_xl, words = _nodes(alice, driver.domid), _in_xls_words(alice)
+        driver.takes_back(alice)
         disk = f"vdev=xvdb,backend={driver.name},target=/dev/xvdc"
         seen = alice.console().count(f"xvdb {MARKER}")
         status, output = vbdkit("attach", alice.name, disk)
         check("vbdkit attach", status == 0 and "/dev/xvdc" in output, output)
         check("the guest reads it", wait(lambda: alice.console().count(f"xvdb {MARKER}") > seen, 60))
+        _connected(alice, driver.domid)
+        ours = _nodes(alice, driver.domid)
+        different = {path for path in of_xl.keys() | ours.keys() if of_xl.get(path) != ours.get(path)}
+        check(
+            "nodes, values and permissions are xl's", not different, [(p, of_xl.get(p), ours.get(p)) for p in different]
+        )
+        check("so are the words of its configuration", _in_xls_words(alice) == words, (words, _in_xls_words(alice)))
         status, output = vbdkit("attach", bob.name, disk)
         check("another guest is refused it in the driver domain's words", status == 1 and "in use by" in output, output)
         check("they name the first one", f"guest {alice.domid}" in output, output)
