@@ -60,16 +60,17 @@ def remembered(store: "Connection", disk: "Disk", settings: "Settings") -> Itera
 def _specification(store: "Connection", disk: "Disk", settings: "Settings") -> Specification:
     """Return what xl would have been told of the disk."""
     mode = parse_mode(disk.mode)
+    writable = mode is not None and mode.writable
     found = Specification(
         pdev_path=os.fsdecode(disk.params),
         vdev=os.fsdecode(disk.dev),
         format="raw",
         script=None if disk.script == settings.script() else os.fsdecode(disk.script),
         removable=disk.removable,
-        readwrite=mode is not None and mode.writable,
+        readwrite=writable,
         is_cdrom=disk.device_type == b"cdrom",
         direct_io_safe=disk.direct_io_safe,
-        discard_enable=disk.discard,
+        discard_enable=None if disk.discard == writable else disk.discard,
         trusted=None if disk.trusted else False,
     )
     if disk.backend_domid != own_domid(store):
