@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuse import fuse
 from tests.host import backing_file, bound_loops
 from tests.images import losetup, make_image
 from tests.need import need_loop_devices
@@ -31,6 +32,22 @@ for _ in range(40):
 @pytest.fixture(autouse=True)
 def _needs() -> None:
     need_loop_devices()
+
+
+def test_one_on_a_file_system_that_died_is_in_nobodys_way(image: Path, tmp_path: Path) -> None:
+    """Else a single program that crashed (qemu-storage-daemon's exports are such files) would keep all disks away."""
+    place = tmp_path / "fuse"
+    with fuse(place) as served:
+        dead = losetup("--find", "--show", "--read-only", str(served.disk))
+    other = losetup("--find", "--show", str(image))
+    try:
+        with pytest.raises(OSError, match="not connected"):
+            loop.query(int(dead.removeprefix("/dev/loop")))
+        numbers = [one.number for one in loop.bound()]
+        assert int(other.removeprefix("/dev/loop")) in numbers
+        assert int(dead.removeprefix("/dev/loop")) not in numbers
+    finally:
+        losetup("--detach", dead, other)
 
 
 def test_a_bound_device_says_whose_it_is_and_what_is_behind_it(image: Path) -> None:

@@ -120,11 +120,20 @@ def _status(fd: int, number: int) -> Loop | None:
 
 
 def bound() -> "list[Loop]":
-    """Return all bound loop devices of this host. Raises OSError."""
+    """Return all bound loop devices of this host, but those on a file system that has died. Raises OSError.
+
+    The kernel asks the file system for the status (loop_get_status in loop.c). One whose server is gone (FUSE) says
+    ENOTCONN, and gives no file of its own to anybody else either; so that device is in nobody's way.
+    """
     found = []
     for name in _candidates():
         if name.startswith(b"loop") and name[4:].isdigit():
-            loop = query(int(name[4:]))
+            try:
+                loop = query(int(name[4:]))
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    raise
+                continue
             if loop is not None:
                 found.append(loop)
     return found
