@@ -188,16 +188,6 @@ def test_i5_add_twice_is_one_attach(host: Host, image: Path) -> None:
     assert bound_loops() == loops
 
 
-def test_i5_add_twice_before_the_driver_woke_is_one_attach(host: Host, image: Path) -> None:
-    disk = host.disk(5, image)
-    loops = bound_loops()
-    disk.add()
-    second = disk.add()
-    assert second.status == 0
-    assert len(set(bound_loops()) - set(loops)) == 1
-    assert backing_file(second.nodes["node"]) == str(image)
-
-
 def test_i5_add_remove_add_in_quick_succession_with_domid_0(host: Host, image: Path) -> None:
     """The bootloader's way: a disk for dom0, then the guest's."""
     dom0, guest = host.vbd(0, image, "r"), host.disk(7, image)

@@ -48,7 +48,9 @@ def add(run: "Run") -> None:
         return
     mode = asked(run, params, text, state)
     assert params is not None
-    clear(run, publish.ALL if published else ())
+    if clear(run, publish.ALL if published else (), params, mode):
+        run.log(syslog.LOG_INFO, f"is attached already ({shown(params)})")
+        return
     run.doing = "opening", params
     target = run.platform.open_target(params, mode.writable)
     try:
@@ -113,22 +115,35 @@ def asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | N
     return mode
 
 
-def clear(run: "Run", nodes: "tuple[bytes, ...]") -> None:
-    """Undo what an earlier `add` of this vbd left behind: the driver waits (state 2), so it uses none of it."""
+def clear(run: "Run", nodes: "tuple[bytes, ...]", params: bytes = b"", mode: Mode | None = None) -> bool:
+    """Undo what an earlier `add` of this vbd left behind, or return True: that is what ``params`` and ``mode`` ask for.
+
+    The driver waits (state 2): what it does not have yet it does not use.
+    """
     old = run.records.take(run.vbd.name, run.deadline)
-    if nodes and run.store is not None:
-        publish.gone(run.store, run.vbd, nodes)  # before what they name is released: its number may be another's then
-    if old is None:
-        return
-    run.doing = "releasing", old.path
-    run.guard.hold()
     try:
+        if old is not None and mode is not None and _has_it(run, old.facts, params, mode):
+            return True
+        if nodes and run.store is not None:
+            publish.gone(run.store, run.vbd, nodes)  # before what they name is released: that may be another's then
+        if old is None:
+            return False
+        run.doing = "releasing", old.path
+        run.guard.hold()
         done = run.datapaths(old.facts.get("datapath", "")).detach(run, old.facts)
         old.remove()
     finally:
-        old.close()
+        if old is not None:
+            old.close()
     run.log(syslog.LOG_NOTICE, "an earlier attach was left over" + (": " + done if done else ""))
     run.guard.resume()
+    return False
+
+
+def _has_it(run: "Run", facts: "dict[str, str]", params: bytes, mode: Mode) -> bool:
+    from vbdkit.engine.again import has_it
+
+    return has_it(run, facts, params, mode)
 
 
 def check(run: "Run", store: "Connection", target: "Target", mode: Mode) -> "Finding":

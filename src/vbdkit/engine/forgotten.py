@@ -41,7 +41,7 @@ def forgotten(
         if facts is None:
             continue  # given back just now
         try:
-            identity = _identity(platform, facts, records.owner(vbd.name))
+            identity = attached(platform, facts, records.owner(vbd.name))
         except ValueError:
             raise records.unreadable(vbd.name, "its numbers are none") from None
         if identity is not None and meeting(chain, identity) is not None:
@@ -67,7 +67,7 @@ def knows_itself(store: "Connection") -> bool:
     return store.exists(b"domid")
 
 
-def _identity(platform: "ModuleType", facts: "dict[str, str]", owner: str) -> "tuple[int, int] | None":
+def attached(platform: "ModuleType", facts: "dict[str, str]", owner: str) -> "tuple[int, int] | None":
     """Return the identity of what a record says was attached; None for what is there no more. Raises ValueError."""
     found: tuple[int, int] | None = None
     made = platform.made_device(facts, owner)
