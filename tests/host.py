@@ -61,7 +61,9 @@ class Host:
     lock_dir: Path = Path()
     # Settings of the stub that only this system has.
     settings: dict[str, bytes] = field(default_factory=dict)
+    # Of this session at the start; and those in the own folder that others take back.
     loops: set[str] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Write the stub."""
@@ -79,6 +81,7 @@ class Host:
         )
         self.script.chmod(0o755)
         self.loops = set(bound_loops())
+        self.kept |= set(bound_loops(self.directory))
         with self.connect() as store:
             for tree in (b"/local", b"/vm", b"/libxl"):
                 if store.exists(tree):
@@ -158,7 +161,7 @@ class Host:
 
     def close(self) -> None:
         """Release the loop devices that were left behind on files of this host, and on no others of the machine."""
-        for name in set(bound_loops(self.directory)) - self.loops:
+        for name in set(bound_loops(self.directory)) - self.kept:
             subprocess.run(["losetup", "-d", name], check=False)
 
 

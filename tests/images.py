@@ -45,7 +45,7 @@ def read_only_loop(host: Host, tmp_path: Path) -> Iterator[str]:
 def big_sectors(host: Host, tmp_path: Path) -> Iterator[Path]:
     """An image on a file system whose device has sectors of 4,096 bytes."""
     device = losetup("--find", "--show", "-b", "4096", str(make_image(tmp_path / "4k.img", size=64 << 20)))
-    host.loops.add(device)
+    host.kept.add(device)
     place = tmp_path / "4k"
     place.mkdir()
     subprocess.run(["mkfs.ext4", "-q", "-b", "4096", device], check=True)

@@ -75,7 +75,6 @@ def test_an_installed_one_works_without_any_other_file(command: Run, scripts: Pa
     arguments = ["--scripts-dir", scripts, "--python", PYTHON, "--run-dir", host.run_dir, "--lock-dir", host.lock_dir]
     assert command("install", *arguments).returncode == 0
     device = losetup("--find", "--show", str(image))
-    host.loops.discard(device)
     script = scripts / "block-mine"
     script.write_text(
         '#!/bin/sh\ndir=$(dirname "$0")\n. "$dir/block-common.sh"\n'

@@ -3,12 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from vbdkit.platform.programs import ProgramError, ask
+from vbdkit.platform.programs import ProgramError, ask, limit
 
 Make = Callable[[str, str], bytes]
 
@@ -104,6 +104,57 @@ def test_one_that_hangs_is_ended(make: Make, tmp_path: Path, text: str, words: s
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_one_that_lets_no_signal_end_it_is_ended_with_all_that_it_started(make: Make, tmp_path: Path) -> None:
+    path = make("hang", f"trap '' TERM INT HUP; /bin/sleep 600 & echo $! >{tmp_path}/pid; wait; wait; /bin/sleep 600")
+    with pytest.raises(ProgramError, match="hang does not answer, and was killed"):
+        ask(path, (b"hang",), seconds=0.5)
+    grandchild = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{grandchild}").exists() and _state(grandchild) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_one_that_leaves_its_pipes_to_another_is_over_when_it_ends(make: Make, tmp_path: Path) -> None:
+    path = make("parent", f"echo said; /bin/sleep 60 & echo $! >{tmp_path}/pid; echo more")
+    try:
+        assert ask(path, (b"parent",), seconds=30) == [b"said\nmore\n"]
+        os.kill(int((tmp_path / "pid").read_text()), 0)  # it lives, and has them still
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_one_that_never_stops_talking_is_ended(make: Make) -> None:
+    path = make("talk", "while :; do echo x; done")
+    with pytest.raises(ProgramError, match="talk does not answer, and was killed"):
+        ask(path, (b"talk",), seconds=0.3)
+
+
+@pytest.fixture
+def limits() -> Iterator[None]:
+    yield
+    limit(0, 0)
+
+
+@pytest.mark.usefixtures("limits")
+def test_the_time_of_a_run_counts_first_up_to_its_deadline_then_to_its_end(make: Make) -> None:
+    path = make("hang", "exec /bin/sleep 60")
+    begun = time.monotonic()
+    limit(begun + 0.3, begun + 0.6)
+    for _ in range(2):
+        with pytest.raises(ProgramError, match="does not answer"):
+            ask(path, (b"hang",), seconds=30)
+    assert 0.6 <= time.monotonic() - begun < 30
+    assert ask(make("well", "echo well"), (b"well",)) == [b"well\n"], "a run that is over limits nothing"
 
 
 def test_one_that_is_not_there(tmp_path: Path) -> None:

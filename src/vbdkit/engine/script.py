@@ -131,6 +131,7 @@ def run(
         deadline = end - min(_LAST_WORDS, time_limit / 4)
         records = Records(run_dir)
         system_package = platform.load(system)
+        system_package.limit(deadline, end)
         this = Run(name, call.command, call.vbd, system_package, datapaths, records, lock_dir, deadline, end, environ)
         if call.command != ADD:
             this.guard.hold()  # what a remove does not finish would have to be done again

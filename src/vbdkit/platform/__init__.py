@@ -29,6 +29,8 @@ Each system is a package here that has:
     backend directory away.
 ``configure(**settings)``
     settings of the installed script that only this system has.
+``limit(deadline, end)``
+    until when a run's questions to the system's programs have to be answered, and those that come later (undoing).
 """
 
 import sys

@@ -18,6 +18,11 @@ else:
 SYSTEM_PATH = b"/sbin:/usr/sbin:/bin:/usr/bin"
 # Seconds that all programs of one question may take together. They ask the kernel and answer in milliseconds.
 PATIENCE = 10.0
+# Seconds in which one that was killed has to be gone; one that hangs in the kernel is not waited for.
+_GONE_WITHIN = 1.0
+# How often, in seconds, it is looked whether a program has ended although its pipes are open.
+_LOOK = 0.05
+_limits = [0.0, 0.0]
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 
 
@@ -30,13 +35,27 @@ class ProgramError(Failure):
         self.said = said
 
 
+def limit(deadline: float, end: float) -> None:
+    """Let all questions draw on a run's time: until ``deadline``, and what is asked after that (undoing) until ``end``.
+
+    Both are time.monotonic() values. A limit that has passed belongs to a run that is over.
+    """
+    _limits[:] = deadline, end
+
+
+def _until(seconds: float) -> float:
+    now = time.monotonic()
+    return min([now + seconds, *(when for when in _limits if when > now)])
+
+
 def ask(path: bytes, *commands: "tuple[bytes, ...]", seconds: float = PATIENCE) -> "list[bytes]":
     """Run programs beside one another and return what each wrote to stdout.
 
     ``path`` has the folders to look in, ``commands`` are argument vectors. Raises ProgramError where one is not to
-    be found, fails, or takes more than ``seconds``; then none of them is left running.
+    be found, fails, or takes more than ``seconds`` or the run's time (``limit``); then none is left running, nor is
+    what they have started.
     """
-    deadline = time.monotonic() + seconds
+    deadline = _until(seconds)
     started: list[_Program] = []
     try:
         for command in commands:
@@ -72,15 +91,11 @@ class _Program:
 
     def result(self, deadline: float) -> bytes:
         """Return its output once it has ended well. Raises ProgramError."""
-        while self.status is None:
+        while not self.ended():
             # Its pipes are closed, so it is at its end.
-            pid, status = posix.waitpid(self.pid, posix.WNOHANG)
-            if pid:
-                self.status = posix.waitstatus_to_exitcode(status)
-            elif time.monotonic() >= deadline:
-                raise ProgramError("{command} does not come to an end", command=b" ".join(self.command))
-            else:
-                time.sleep(0.0005)
+            if time.monotonic() >= deadline:
+                raise ProgramError("{command} does not come to an end, and was killed", command=b" ".join(self.command))
+            time.sleep(0.0005)
         if self.status:
             said = self.texts[1].strip() or self.texts[0].strip()
             how = "exit {status}" if self.status > 0 else "ended by signal {status}"
@@ -92,15 +107,24 @@ class _Program:
             )
         return self.texts[0]
 
+    def ended(self) -> bool:
+        """Whether it has ended by now."""
+        if self.status is None:
+            pid, status = posix.waitpid(self.pid, posix.WNOHANG)
+            if pid:
+                self.status = posix.waitstatus_to_exitcode(status)
+        return self.status is not None
+
     def end(self) -> None:
-        """Close the pipes, and kill it where it still runs."""
+        """Close the pipes; where it still runs, kill it with all that it has started."""
         for pipe in self.pipes:
             posix.close(pipe)
         self.pipes = []
-        if self.status is None:
-            posix.kill(self.pid, _signal.SIGKILL)
-            posix.waitpid(self.pid, 0)
-            self.status = -_signal.SIGKILL
+        if not self.ended():
+            posix.killpg(self.pid, _signal.SIGKILL)
+            until = time.monotonic() + _GONE_WITHIN
+            while not self.ended() and time.monotonic() < until:
+                time.sleep(0.0005)
 
 
 def _spawn(path: bytes, command: "tuple[bytes, ...]", output: int, errors: int) -> int:
@@ -118,6 +142,7 @@ def _spawn(path: bytes, command: "tuple[bytes, ...]", output: int, errors: int) 
                 command,
                 environment,
                 file_actions=actions,
+                setpgroup=0,  # so that what it starts in turn can be ended with it
                 setsigdef=[_signal.SIGPIPE],  # Python ignores it, and what ignores it stays so
             )
         except OSError as error:
@@ -140,14 +165,21 @@ def _read(programs: "Iterable[_Program]", deadline: float) -> None:
             ready.register(pipe, select.POLLIN)
             open_pipes[pipe] = (program, number)
     while open_pipes:
-        events = ready.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        if not events:
+        over = [program for program in programs if program.ended()]
+        left = deadline - time.monotonic()
+        if left <= 0:
             program = next(iter(open_pipes.values()))[0]
-            raise ProgramError("{command} does not answer", command=b" ".join(program.command))
+            raise ProgramError("{command} does not answer, and was killed", command=b" ".join(program.command))
+        events = ready.poll(0 if over else min(left, _LOOK) * 1000)
         for pipe, _ in events:
             program, number = open_pipes[pipe]
             data = posix.read(pipe, 65536)
             program.texts[number] += data
             if not data:
+                ready.unregister(pipe)
+                del open_pipes[pipe]
+        if not events:
+            # What had ended before has written all that it will; whom it has left its pipes to is not waited for.
+            for pipe in [pipe for pipe, (program, _) in open_pipes.items() if program in over]:
                 ready.unregister(pipe)
                 del open_pipes[pipe]

@@ -10,6 +10,7 @@ from vbdkit.platform import Backing
 from vbdkit.platform.bsd import PLACE, identity_of
 from vbdkit.platform.freebsd.geom import geoms
 from vbdkit.platform.freebsd.stack import GeomChain, Stack, refuse_lost
+from vbdkit.platform.programs import limit
 from vbdkit.platform.target import FILE, Target, status_of
 from vbdkit.platform.target import open_target as _open_target
 from vbdkit.protocol.failure import Failure
@@ -29,8 +30,10 @@ __all__ = [
     "chain",
     "configure",
     "device",
+    "driven",
     "explain",
     "identify",
+    "limit",
     "local_users",
     "made_device",
     "nodes",

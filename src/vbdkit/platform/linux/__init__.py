@@ -34,6 +34,7 @@ __all__ = [
     "driven",
     "explain",
     "identify",
+    "limit",
     "local_users",
     "made_device",
     "nodes",
@@ -51,6 +52,10 @@ REMOVES_BACKEND = False
 
 def configure() -> None:
     """Take this system's own settings: there are none."""
+
+
+def limit(deadline: float, end: float) -> None:
+    """Nothing here waits for a program."""
 
 
 def device(target: Target, writable: bool) -> Backing:

@@ -12,6 +12,7 @@ from vbdkit.platform.bsd import PLACE, identity_of, users_of
 from vbdkit.platform.netbsd import vnd
 from vbdkit.platform.netbsd.stack import Stack, VndChain
 from vbdkit.platform.netbsd.system import Facts, file_under, vnds
+from vbdkit.platform.programs import limit
 from vbdkit.platform.target import Target, explained, status_of
 from vbdkit.platform.target import open_target as _open_target
 from vbdkit.protocol.failure import Failure
@@ -31,8 +32,10 @@ __all__ = [
     "chain",
     "configure",
     "device",
+    "driven",
     "explain",
     "identify",
+    "limit",
     "local_users",
     "made_device",
     "nodes",
