@@ -237,15 +237,24 @@ class TestWhatAnotherDiskHas:
         assert not session.exists()
         assert first.remove().status != 0, "nobody has it now: the script is asked, as ever"
 
-    @pytest.mark.parametrize("gone", ["/local/domain/0/backend/vbd/5/51712", "/local/domain/5"])
-    def test_not_where_the_other_disk_or_its_guest_is_gone(self, bash: Scripts, devices: list[str], gone: str) -> None:
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_not_where_the_other_guest_is_gone(self, bash: Scripts, devices: list[str], whole: bool) -> None:
         body, session = self.script(bash, devices[0])
         first, second = bash.disk(body, 5), bash.disk(body, 6)
         assert first.add().status == 0
         with bash.host.connect() as store:
-            store.remove(gone.encode())
+            store.remove_many([b"/local/domain/5", *([first.path] if whole else [])])
         assert second.remove().status == 0
         assert not session.exists()
+
+    def test_it_stays_for_a_guest_that_lives_though_its_nodes_are_gone(self, bash: Scripts, devices: list[str]) -> None:
+        """Its remove was skipped, or the store came back empty."""
+        body, session = self.script(bash, devices[0])
+        first, second = bash.disk(body, 5), bash.disk(body, 6)
+        assert first.add().status == 0
+        first.forget()
+        assert second.remove().status == 0
+        assert session.exists()
 
     @pytest.mark.parametrize("other", ["target", "script"])
     def test_not_where_it_is_another_target_or_script(self, bash: Scripts, devices: list[str], other: str) -> None:

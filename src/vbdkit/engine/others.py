@@ -47,6 +47,7 @@ def _other(run: "Run", store: "Connection", script: bytes, target: bytes, wait: 
 
     ``wait``: for a run of its own that is under way.
     """
+    from vbdkit.engine.forgotten import may_have
     from vbdkit.engine.leftovers import why_dead
 
     wanted = {"datapath": SHELL, "script": _text(script), "target": _text(target)}.items()
@@ -58,7 +59,7 @@ def _other(run: "Run", store: "Connection", script: bytes, target: bytes, wait: 
             if record is None:
                 continue
             record.close()
-        if not why_dead(store, vbd):
+        if not why_dead(store, vbd) or (not store.exists(vbd.path) and may_have(store, run.platform, vbd)):
             return vbd.name, facts.get("device", "").encode("utf-8", "surrogateescape")
     return "", b""
 
