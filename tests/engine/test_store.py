@@ -81,7 +81,7 @@ def test_o6_a_transaction_that_others_disturb_is_done_again(host: Host, image: P
     thread = threading.Thread(target=disturb)
     thread.start()
     try:
-        for _ in range(10):
+        for _ in range(4):
             assert disk.add().status == 0
             assert disk.remove().status == 0
     finally:

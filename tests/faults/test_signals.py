@@ -109,7 +109,7 @@ def test_what_whoever_started_it_ignores_is_ignored(host: Host, image: Path) -> 
 
 
 def test_an_add_that_waits_for_the_store_ends_too(own_store: Store, tmp_path: Path, image: Path) -> None:
-    host = Host(tmp_path, own_store.socket, time_limit=4)
+    host = Host(tmp_path, own_store.socket, time_limit=3)
     disk = host.disk(5, image)
     with stopped(own_store):
         process = disk.start("add")
