@@ -27,7 +27,20 @@ def test_a_page_formats_without_a_warning(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["try", "check", "install", "uninstall", "attach", "detach", "run", "device-model-args", "devd", "gc"]
+    "command",
+    [
+        "try",
+        "check",
+        "install",
+        "uninstall",
+        "attach",
+        "detach",
+        "run",
+        "new-script",
+        "device-model-args",
+        "devd",
+        "gc",
+    ],
 )
 def test_each_option_is_in_the_page(package: Path, command: str) -> None:
     options = set(re.findall(r"--[a-z-]+", run_command(package, command, "--help").stdout))

@@ -30,7 +30,7 @@ exit status: 0 done, 1 not done (a sentence on stderr says why), 2 wrong use, 13
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status. ``argv`` is without the program's name; None reads sys.argv."""
-    from vbdkit.cli import attach, check, detach, devd, device_model, gc, install, run, try_, uninstall
+    from vbdkit.cli import attach, check, detach, devd, device_model, gc, install, new_script, run, try_, uninstall
     from vbdkit.cli.report import shown
     from vbdkit.protocol.failure import Failure
     from vbdkit.xenstore.client import StoreError
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vbdkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for module in (try_, check, install, uninstall, attach, detach, run, device_model, gc, devd):
+    for module in (try_, check, install, uninstall, attach, detach, run, new_script, device_model, gc, devd):
         module.add_parser(commands)
     try:
         arguments = parser.parse_args(argv)

@@ -97,17 +97,23 @@ class Stub:
             )
             if value is not None
         )
-        folder = str(self.package.parent)
-        # Which bytes a str stands for depends on the locale of whoever starts a guest; ASCII is the same in all.
-        where = _literal(folder) if folder.isascii() else f'__import__("os").fsdecode({_literal(os.fsencode(folder))})'
         return [
             "import sys",
-            f"sys.path.insert(0, {where})",
+            f"sys.path.insert(0, {folder_literal(self.package.parent)})",
             "import vbdkit",
             "del sys.path[0]  # what else lies in that folder stays out",
             "from vbdkit.hot import start",
             f"start({arguments})",
         ]
+
+
+def folder_literal(folder: Path) -> str:
+    """Return the Python for a folder's name as text.
+
+    Which bytes a str stands for depends on the locale of whoever starts a guest; ASCII is the same in all.
+    """
+    text = str(folder)
+    return _literal(text) if text.isascii() else f'__import__("os").fsdecode({_literal(os.fsencode(text))})'
 
 
 def folder_setting(folder: Path | None) -> bytes | None:
