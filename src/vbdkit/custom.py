@@ -14,17 +14,14 @@ from vbdkit import hot
 
 hot.load("custom", "remove" if {"remove", "6"} & set(sys.argv[1:]) else "add", sys.platform.rstrip("0123456789"))
 
-from vbdkit.engine.custom import Storage  # noqa: E402
+from vbdkit.engine.custom import Storage, verb  # noqa: E402
 from vbdkit.engine.tool import ToolError  # noqa: E402
 from vbdkit.protocol.failure import Failure  # noqa: E402
 from vbdkit.protocol.mode import Mode  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import NoReturn, TypeVar
-
-    Method = TypeVar("Method", bound="Callable[..., str | None]")
+    from typing import NoReturn
 
 __all__ = ["Failure", "Mode", "Storage", "ToolError", "main", "verb"]
 
@@ -38,12 +35,3 @@ def main(storage: type[Storage], **settings: "str | bytes | float") -> "NoReturn
     from vbdkit.scripts.custom import main as run
 
     run(storage=storage, **settings)  # type: ignore[arg-type]
-
-
-def verb(method: "Method") -> "Method":
-    """Make a method of a Storage a word that its script takes: ``script WORD ARGUMENT...`` (S3).
-
-    It gets the arguments as text and returns text to print, or None. ``_`` in its name is ``-`` in the word.
-    """
-    method.is_verb = True  # type: ignore[attr-defined]
-    return method

@@ -278,6 +278,8 @@ class TestKills:
     def test_what_a_killed_script_has_started_lives_on_and_does_not_confuse_the_next(
         self, author: Author, image: Path, tmp_path: Path, pids: Path
     ) -> None:
+        """It gets some time to end (test_in_common.py), and no more than that."""
+        author.host.time_limit = 5
         disk = author.disk(program(tmp_path, "echo $$ >$D/pids/tool; exec sleep 600"), image)
         process = disk.start("add")
         until(lambda: alive(pids / "tool"), "the program")
@@ -286,6 +288,7 @@ class TestKills:
         assert alive(pids / "tool")
         author.write(program(tmp_path, "true"))
         assert disk.add().status == 0
+        assert not alive(pids / "tool")
         assert detached(tmp_path) == 1
         assert disk.remove().status == 0
 

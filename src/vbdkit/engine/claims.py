@@ -1,14 +1,18 @@
-"""What other vbds' records say that they have: for storage that no device number tells apart.
+"""What other vbds' records say that they have, and what a killed run of a vbd may still be doing.
 
 Two attaches of one image through qemu-nbd, or of one share of a network, are two devices with two numbers. Their
-datapath gives them an identity; it stands in the record from before the first side effect until the remove.
+datapath gives them an identity; it stands in the record from before the first side effect until the remove. And what
+several disks have in common, an active volume or a session, the last one takes back: their records tell who that is.
 """
 
+import errno
 import posix
+import time
 
 from vbdkit.engine.flock import close, free
 from vbdkit.engine.forgotten import may_have
 from vbdkit.engine.record import NEW
+from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.mode import parse_mode
 from vbdkit.protocol.nodes import PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
 from vbdkit.protocol.vbd import parse_name
@@ -18,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vbdkit.engine.lock import Lock
     from vbdkit.engine.script import Run
     from vbdkit.protocol.vbd import Vbd
     from vbdkit.xenstore.client import Connection
@@ -25,6 +30,10 @@ if TYPE_CHECKING:
 # The first number of the identity of what only a name tells: no device of files has it.
 _NAMED = -2
 FACT = "identity"
+# Of the name of a lock; file systems take 255.
+_NAME_MAX = 200
+# In the record of a vbd that is about to give back what it has.
+LEAVING = "leaving"
 
 
 def named_identity(text: str) -> tuple[int, int]:
@@ -55,6 +64,79 @@ def claimants(run: "Run", store: "Connection", claim: str, identity: tuple[int, 
         user = User(kind, identity, mode is None or mode.writable, domid=vbd.domid, vdev=b"%d" % vbd.devid, path=path)
         users.append(user)
     return users
+
+
+def other_records(run: "Run") -> "list[dict[str, str]]":
+    """Return what the records of all other vbds say. Raises Failure for one that cannot be read, OSError."""
+    return [facts for _, facts, _ in others(run)]
+
+
+def leave(run: "Run") -> None:
+    """Say in this vbd's record that it is about to give back what it has, before it looks who else has that.
+
+    So of two that go at one time, the one that looks second knows that it is the last.
+    """
+    try:
+        fd = posix.open(run.records.path(run.vbd.name), posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return
+        raise
+    try:
+        posix.write(fd, f"{LEAVING} 1\n".encode("ascii"))
+    finally:
+        close(fd)
+
+
+def resource_lock(run: "Run", name: str) -> "Lock":
+    """Return a lock for what disks of one kind have in common; it is beside the one that all scripts share."""
+    from vbdkit.engine.lock import Lock
+
+    text = "".join(letter if letter.isalnum() or letter in "-_." else f"%{ord(letter):02x}" for letter in name)
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > _NAME_MAX:
+        from binascii import crc32
+
+        data = data[:_NAME_MAX] + b"%%%08x" % crc32(data)
+    return Lock(run.lock_dir, run.deadline, b"vbdkit-" + data)
+
+
+def process(pid: int) -> str:
+    """Return what tells a running process from all that ever had its number; empty where the system does not say."""
+    try:
+        fd = posix.open(b"/proc/%d/stat" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            text = posix.read(fd, 4096)
+        finally:
+            close(fd)
+        state, *rest = text.rpartition(b") ")[2].split()
+        return "" if state == b"Z" else f"{pid} {int(rest[18])}"  # starttime, proc_pid_stat(5)
+    except (OSError, ValueError, IndexError):
+        return ""
+
+
+def wait_for_orphan(run: "Run", tool: str) -> None:
+    """See that a program is at its end that a killed run of this vbd had started: it goes on without its script (C6).
+
+    What it makes could not be taken back before. It has half of the time that is left; then it is killed, as it would
+    have been at the end of its script's time. Raises Failure where it lives on even so.
+    """
+    pid = tool.partition(" ")[0]
+    if not pid.isdigit() or process(int(pid)) != tool:
+        return
+    from vbdkit.engine.tool import end, tell, wait_until
+
+    def ended() -> bool:
+        return process(int(pid)) != tool
+
+    what = f"the end of process {pid}, which a killed run of this script had begun"
+    try:
+        wait_until(run, ended, what, (run.deadline - time.monotonic()) / 2)
+    except Failure as error:
+        if not ended():
+            tell(run, f"{error}: it is killed")
+            end(int(pid))
+            wait_until(run, ended, what, 2)
 
 
 def others(run: "Run") -> "Iterator[tuple[Vbd, dict[str, str], bool]]":

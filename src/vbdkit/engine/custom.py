@@ -10,7 +10,16 @@ import time
 from vbdkit.engine import publish
 from vbdkit.engine.attach import asked, clear, summary, undo
 from vbdkit.engine.check import Finding, examine
-from vbdkit.engine.claims import FACT, claimants, named_identity
+from vbdkit.engine.claims import (
+    FACT,
+    LEAVING,
+    claimants,
+    leave,
+    named_identity,
+    other_records,
+    resource_lock,
+    wait_for_orphan,
+)
 from vbdkit.engine.datapath import Datapath
 from vbdkit.engine.deliver import PATH_ONLY, publish_path
 from vbdkit.engine.doubt import came_through
@@ -37,11 +46,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
+    from typing import TypeVar
 
     from vbdkit.engine.script import Run
     from vbdkit.platform import Backing
     from vbdkit.platform.target import Target
     from vbdkit.protocol.mode import Mode
+
+    Method = TypeVar("Method", bound="Callable[..., str | None]")
 
 # What the record's ``datapath`` says of all of them.
 CUSTOM = "custom"
@@ -53,6 +65,15 @@ _NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, P
 _PACKAGE = __file__.rpartition("engine/")[0]
 # An author's facts in a record, apart from ours.
 _OWN = "x."
+
+
+def verb(method: "Method") -> "Method":
+    """Make a method of a Storage a word that its script takes: ``script WORD ARGUMENT...`` (S3).
+
+    It gets the arguments as text and returns text to print, or None. ``_`` in its name is ``-`` in the word.
+    """
+    method.is_verb = True  # type: ignore[attr-defined]
+    return method
 
 
 class Storage:
@@ -142,6 +163,22 @@ class Storage:
         """Note facts for ``detach``, before the step that they are needed to take back: it may be killed."""
         self._of_run().note({_OWN + name: value for name, value in facts.items()})
 
+    def alone(self, name: str) -> "Lock":
+        """Return a lock to be held in a ``with``: what two disks of this kind must not do at one time to ``name``.
+
+        It bars no other kind of storage. Taking it raises Failure when the script's time is up.
+        """
+        return resource_lock(self._of_run(), f"{self.name} {name}")
+
+    def others(self, **facts: str) -> "list[dict[str, str]]":
+        """Return what the other disks of this kind have noted, of those that noted these facts.
+
+        So several can have one thing that the first makes and the last takes back (``alone`` keeps them apart). Those
+        that are about to end have ``leaving`` among their facts.
+        """
+        wanted = {("kind", self.name), *((_OWN + name, value) for name, value in facts.items())}
+        return [own_facts(record) for record in other_records(self._of_run()) if wanted <= record.items()]
+
     def wait(self, condition: "Callable[[], object]", what: str, seconds: float = 30.0) -> None:
         """Wait until ``condition()`` is true. Raises Failure when ``seconds`` or the script's own time is up."""
         from vbdkit.engine.tool import wait_until
@@ -177,6 +214,9 @@ class Custom(Datapath):
         if "begun" not in made:
             return done
         device = made.get("device", "")
+        leave(run)
+        if "tool" in made and not device:
+            wait_for_orphan(run, made["tool"])
         other = _other_guest(run, _bytes(device)) if device else None
         if other is not None:
             return f"{device} stays, guest {other} has it"
@@ -194,9 +234,7 @@ class Custom(Datapath):
 def own_facts(made: "dict[str, str]") -> "dict[str, str]":
     """Return what a storage's own ``detach`` gets of a record."""
     facts = {name.removeprefix(_OWN): value for name, value in made.items() if name.startswith(_OWN)}
-    if "device" in made:
-        facts["device"] = made["device"]
-    return facts
+    return facts | {name: made[name] for name in ("device", LEAVING) if name in made}
 
 
 def add(run: "Run", storage: "Storage", script: bytes) -> None:

@@ -10,6 +10,7 @@ import select
 import syslog
 import time
 
+from vbdkit.engine.claims import process
 from vbdkit.protocol.failure import Failure, printable, shown
 
 TYPE_CHECKING = False
@@ -85,14 +86,15 @@ def run_tool(
             finally:
                 if not held:
                     run.guard.resume()
+            run.note({"tool": process(pid)})  # a kill ends the script, and not what it has started
             status = _wait(run, pid, words, began, deadline, files[1])
         except BaseException:
             if pid:
-                _end(pid)
+                end(pid)
             raise
         said = _last_words(files[1]) or _last_words(files[0])
         if status is None:
-            _end(pid)
+            end(pid)
             raise ToolError(
                 "{command} was not done after {seconds} s" + (": {said}" if said else ""),
                 said=said,
@@ -208,7 +210,7 @@ def tell(run: "Run", text: str) -> None:
         pass
 
 
-def _end(pid: int) -> None:
+def end(pid: int) -> None:
     """Kill a program, with what it has started and not set free."""
     for kill, number in ((posix.killpg, pid), (posix.kill, pid)):
         try:
