@@ -122,13 +122,16 @@ def linbits(check: Verdicts) -> None:
 
 
 def _unchanged(check: Verdicts, script: str, package: str) -> None:
-    """See that the script is the package's own, and that the library that it sources is ours."""
-    path = SCRIPTS / script
+    """See that the script is the package's own, and whatever lies beside it, but for block and block-common.sh."""
     listed = run("dpkg-query", "-W", "-f", "${Conffiles}", package)[1]
-    made = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    check(f"{path} is as {package} has it", re.search(rf"{re.escape(str(path))} {made}", listed) is not None, listed)
-    library = (SCRIPTS / "block-common.sh").read_text()
-    check("block-common.sh beside it is vbdkit's", "_vbdkit_ask" in library, library[:80])
+    theirs = dict(re.findall(rf"({SCRIPTS}/\S+) (\w+)", listed))
+    made = {name: hashlib.md5(Path(name).read_bytes(), usedforsecurity=False).hexdigest() for name in theirs}
+    ours = {f"{SCRIPTS}/block", f"{SCRIPTS}/block-common.sh"} & theirs.keys()
+    changed = {name for name in theirs if theirs[name] != made[name]}
+    known = f"{SCRIPTS}/{script}" in theirs
+    check(
+        f"{script} is as {package} has it, and {len(theirs) - len(ours) - 1} more", known and changed == ours, changed
+    )
 
 
 def _boots(check: Verdicts, script: str, target: str, disk: Path, right: Callable[[Path], bool]) -> None:
