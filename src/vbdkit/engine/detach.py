@@ -22,6 +22,10 @@ def remove(run: "Run") -> None:
     The nodes go first: once the device is free, its number may be another's.
     """
     record = run.records.take(run.vbd.name, run.deadline)
+    if run.call and (record is None or "script" in record.facts):
+        from vbdkit.engine.by_type import hand_over
+
+        hand_over(run, record.facts["script"] if record is not None else "")
     nodes: list[bytes | None] = [None, None, None]
     trouble: str | bool | None = None
     if run.store is None:

@@ -41,6 +41,7 @@ class Run:
     """What one run works with. ``deadline`` and ``end`` are time.monotonic() values in seconds."""
 
     __slots__ = (
+        "call",
         "command",
         "datapaths",
         "deadline",
@@ -95,6 +96,8 @@ class Run:
         self.note: Callable[[dict[str, str]], None] = lambda facts: None
         # Set once the nodes of an older attach of this vbd no longer say the truth.
         self.forget = False
+        # The arguments of `block`, where this process is that script: another one may take over (engine.by_type).
+        self.call: Sequence[bytes] = ()
 
     def log(self, priority: int, text: str) -> None:
         """Write a line to syslog: script, command and vbd first."""
@@ -137,6 +140,8 @@ def run(
             this.guard.hold()  # what a remove does not finish would have to be done again
         if own_process:
             this.guard.arm()
+            if name == "block":
+                this.call = argv
         if call.command == ADD:
             from vbdkit.engine.attach import add as attach
 
@@ -154,6 +159,14 @@ def run(
                 this.log(syslog.LOG_WARNING, str(error))
             remove(this)
     except Exception as error:
+        if this is not None and this.call and this.doing[0] == "opening" and isinstance(error, Failure):
+            from vbdkit.engine.by_type import hand_over
+
+            try:
+                this.guard.hold()
+                hand_over(this)
+            except OSError as second:
+                error = second
         vbd = error.vbd if isinstance(error, InvocationError) else this.vbd if this is not None else None
         if this is not None:
             this.guard.hold()
