@@ -110,6 +110,15 @@ class TestInstall:
         assert json.loads(said)["path-only"] is True
         assert json.loads(said)["name"] == "foo"
 
+    def test_a_manifest_stays_in_the_bytes_that_toolstacks_read(self, both: Run, scripts: Path, other: Path) -> None:
+        module = other / "other" / "block.py"
+        module.write_text(module.read_text().replace("A file through losetup.", "Größe " * 2000))
+        assert both("install", "block-foo", "--scripts-dir", scripts).returncode == 0
+        assert manifest(os.fsencode(scripts / "block-foo")) == {"name": "foo", "path-only": True}
+        module.write_text(module.read_text().replace("Größe " * 2000, "Größe."))
+        assert both("install", "block-foo", "--scripts-dir", scripts).returncode == 0
+        assert manifest(os.fsencode(scripts / "block-foo"))["description"] == "Größe."
+
     def test_what_is_not_said_is_as_for_block(self, both: Run, scripts: Path) -> None:
         both("install", "--scripts-dir", scripts, "--run-dir", "/run/one", "--lock-dir", "/run/two", "--deadline", "9")
         both("install", "block-foo", "--scripts-dir", scripts)
@@ -189,6 +198,11 @@ class TestWhatWasThere:
         both("install", "block", "block-foo", "--scripts-dir", scripts)
         assert both("uninstall", "block-foo", "--scripts-dir", scripts).returncode == 0
         assert names(scripts) == ["block", "block-common.sh"]
+
+    def test_uninstall_of_block_takes_its_library_along(self, both: Run, scripts: Path) -> None:
+        both("install", "block", "block-foo", "--scripts-dir", scripts)
+        assert both("uninstall", "block", "--scripts-dir", scripts).returncode == 0
+        assert names(scripts) == ["block-foo"]
 
     def test_uninstall_refuses_what_is_not_ours_and_takes_nothing(self, both: Run, scripts: Path) -> None:
         both("install", "block-foo", "--scripts-dir", scripts)

@@ -124,6 +124,24 @@ class TestDeadline:
         assert done.error.startswith("the moon: not after ")
         assert author.records() == []
 
+    @pytest.mark.parametrize(
+        "code",
+        ["time.sleep(600)", "os.read(os.pipe()[0], 1)", "[None for _ in iter(int, 1)]"],
+        ids=["sleeps", "reads", "is busy"],
+    )
+    def test_code_of_the_authors_that_does_not_end_is_ended_and_undone(
+        self, author: Author, image: Path, tmp_path: Path, code: str
+    ) -> None:
+        body = program(tmp_path, "true").replace(
+            '        return target["file"]', f'        import time; {code}\n        return target["file"]'
+        )
+        disk = author.disk(body, image)
+        line = [code in line for line in author.host.script.read_text().splitlines()].index(True) + 1
+        done = disk.add()
+        where = f"line {line} of {author.host.script}"
+        assert done.error == f"the script's attach was not done in time: it waits in {where}"
+        assert (detached(tmp_path), author.records()) == (1, [])
+
     def test_an_undo_that_hangs_too_does_not_hide_the_reason(
         self, author: Author, image: Path, tmp_path: Path, pids: Path
     ) -> None:

@@ -69,6 +69,9 @@ def uninstall(scripts_dir: Path, report: Report, names: Sequence[str] = ()) -> N
         for path in ours:
             if path.parent != scripts_dir or not stub.is_ours(path):
                 raise _nothing(path)
+        library = scripts_dir / stub.LIBRARY
+        if block in ours and library not in ours and stub.is_ours(library):
+            ours.append(library)  # they came together
     else:
         custom = (scripts_dir / name for name in offers.installed(scripts_dir))
         ours = [path for path in (*custom, block, scripts_dir / stub.LIBRARY) if stub.is_ours(path)]

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 # What the record's ``datapath`` says of all of them.
 CUSTOM = "custom"
+# Seconds beyond its time after which an attach is ended that is not waiting for a program.
+_LATE = 0.2
 # Of a run's time, what is kept for taking back what an attach has begun.
 _FOR_UNDO = 0.2
 # Of what is kept for the last words, what an undo that hangs leaves of it.
@@ -276,8 +278,13 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
             run.deadline -= _FOR_UNDO * max(0.0, run.deadline - time.monotonic())
             run.doing = "attaching", params
             note({"begun": "1"})
-            with Authors("attach"):
-                device = _path(storage.attach(target, mode))
+            # A program's own time is up before that; this ends what waits without one.
+            run.guard.limit(run.deadline + _LATE, Late())
+            try:
+                with Authors("attach"):
+                    device = _path(storage.attach(target, mode))
+            finally:
+                run.guard.limit(0.0, None)
             note({"device": device.decode("utf-8", "surrogateescape")})
             opened = run.platform.open_target(device, mode.writable)
             backing = _backing(run, opened, mode, note)
@@ -310,6 +317,14 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
     run.log(syslog.LOG_INFO, summary(params, mode, backing, found))
 
 
+class Late(Failure):
+    """An author's method waits for something that no program is asked for, and the time is up."""
+
+    def __init__(self) -> None:
+        """The sentence is made where it is known what waits."""
+        super().__init__("the time is up")
+
+
 class Authors:
     """Around what an author has written: an error that is nobody's answer names the method and the line."""
 
@@ -322,16 +337,19 @@ class Authors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: "TracebackType | None") -> None:
         """Raise Failure in the place of an error in the code."""
-        if error is None or isinstance(error, (Failure, OSError)) or not isinstance(error, Exception):
+        late = isinstance(error, Late)
+        if not late and (isinstance(error, (Failure, OSError)) or not isinstance(error, Exception)):
             return
         where = ""
         while trace is not None:
             file = trace.tb_frame.f_code.co_filename
-            if not file.startswith(_PACKAGE):
+            if not file.startswith(_PACKAGE) or file.startswith(_PACKAGE + "datapaths/"):
                 where = f"line {trace.tb_lineno} of {file}"
             trace = trace.tb_next
         raise Failure(
-            "the script's {method} has a fault: {what} ({where})",
+            "the script's {method} "
+            + ("was not done in time: it waits in {where}" if late else "has a fault: {what}")
+            + (" ({where})" if where and not late else ""),
             method=self._method,
             what=f"{type(error).__name__}: {error}",
             where=where,

@@ -30,11 +30,13 @@ _ENDING: "dict[int, str]" = {_signal.SIGTERM: "SIGTERM", _signal.SIGINT: "SIGINT
 class Guard:
     """Stands at the door of one run. Until armed, nothing comes from outside and all else does no harm."""
 
-    __slots__ = ("_gate", "_held", "_noted", "_settled")
+    __slots__ = ("_armed", "_gate", "_held", "_late", "_noted", "_settled")
 
     def __init__(self) -> None:
         """Be ready; nothing is armed."""
+        self._armed = False
         self._held = False
+        self._late: Failure | None = None
         self._noted = 0
         self._settled = False
         # Whoever gets it speaks for this run: the main thread, or the one that finds the run overdue.
@@ -42,6 +44,7 @@ class Guard:
 
     def arm(self) -> None:
         """Take the process's signals. For a process that is one run and nothing else, as ``watch`` is."""
+        self._armed = True
         for number in _ENDING:
             if _signal.signal(number, self._came) == _signal.SIG_IGN:
                 _signal.signal(number, _signal.SIG_IGN)  # whoever started us wants it ignored (nohup)
@@ -54,6 +57,16 @@ class Guard:
             _thread.start_new_thread(self._wake, (max(overdue - time.monotonic(), 0), tell))
         except RuntimeError:
             pass  # no thread can be had; all other time limits hold
+
+    def limit(self, when: float, failure: "Failure | None") -> None:
+        """End what is done in the main thread at ``when`` with ``failure``, as a signal would; None: not any more."""
+        if not self._armed:
+            return
+        self._late = failure
+        if self._noted == _signal.SIGALRM:
+            self._noted = 0  # it came too late to matter
+        _signal.signal(_signal.SIGALRM, self._came)
+        _signal.setitimer(_signal.ITIMER_REAL, 0.0 if failure is None else max(when - time.monotonic(), 0.001))
 
     def hold(self) -> None:
         """From now on a signal is only noted."""
@@ -85,9 +98,13 @@ class Guard:
 
     def _end(self) -> None:
         self._held = True
+        if self._noted == _signal.SIGALRM and self._late is not None:
+            raise self._late
         raise Failure("the script was ended by {signal} before it was done", signal=_ENDING[self._noted])
 
     def _came(self, number: int, frame: "FrameType | None") -> None:
+        if number == _signal.SIGALRM and self._late is None:
+            return
         self._noted = number
         # While a failure is handled the undo is going on: it is not to be disturbed.
         if not self._held and sys.exc_info()[1] is None:
