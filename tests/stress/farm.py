@@ -54,6 +54,7 @@ class Figures:
             "SIGKILL",
             "SIGTERM",
             "stores killed",
+            "kept from strangers",
             "collected",
             "leaks",
         )
@@ -294,6 +295,22 @@ class Farm:
         self._domains()
         for disk in self.disks:
             assert disk.nodes() == {}, "the new store knows nothing of the old one's disks"
+        self.stranger()
+
+    def stranger(self) -> None:
+        """A guest of the new store's asks for each image: it gets none that a guest of the old one has."""
+        before = self.loops()
+        owners = [loop.query(int(name.removeprefix("/dev/loop"))) for name in before]
+        held = {bound.backing for bound in owners if bound is not None and not bound.autoclear}
+        disk = Disk(self.host, "vbd", 99, 51712)
+        for image in self.images:
+            self.nodes(disk, image, "w")
+            there = image.stat()
+            given = self.script(disk, "add") == 0
+            assert given == ((there.st_dev, there.st_ino) not in held), f"{image} was {given=}"
+            self.figures.counts["kept from strangers"] += not given
+            self._remove(disk)
+        settled(lambda: [name for name in self.loops() if name not in before], "a loop device is left")
 
 
 def settled(found: Callable[[], list[str]], what: str) -> None:

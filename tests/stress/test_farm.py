@@ -59,6 +59,7 @@ def test_nodes_that_are_lost_with_the_store(small: Farm) -> None:
     small.nodes(disk, small.images[0], "w")
     assert small.script(disk, "add") == 0
     assert len(bound_loops(small.directory)) == 1
+    assert small.figures.counts["kept from strangers"] == 1
     small.check()
     small.remove_everything()
 
