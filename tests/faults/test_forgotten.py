@@ -21,6 +21,9 @@ from tests.need import need_loop_devices
 from tests.platform.models.freebsd import Freebsd
 from tests.platform.models.netbsd import Netbsd
 from tests.stores import need_real_stores, real_store
+from vbdkit.engine.check import examine
+from vbdkit.engine.record import Records
+from vbdkit.platform import linux
 from vbdkit.toolstack.netbsd_host import take_away
 
 A, B = 5, 6
@@ -233,6 +236,21 @@ def test_readers_bear_readers_and_a_mark_skips_the_check(host: Reborn) -> None:
     refused(host.host.disk(B, host.image).add(), str(host.image), "read-only", "(mode w! skips the check)")
     granted(host.host.disk(7, host.image, "r").add())
     granted(host.host.disk(8, host.image, "w!").add())
+
+
+def test_one_that_asks_without_a_record_of_its_own_is_refused_as_well(host: Reborn) -> None:
+    """What a path-only script has made is checked without one (G1); and `vbdkit check` asks for nobody."""
+    host.connected(host.image)
+    host.empty_store()
+    there = linux.open_target(os.fsencode(host.image), True)
+    records = Records(os.fsencode(host.host.run_dir))
+    try:
+        with host.host.connect() as store:
+            for domid, own in ((B, b"backend/vbd/%d/51712" % B), (-1, b"")):
+                found = examine(store, linux, there, records, b"backend", domid, own)
+                assert "was attached for guest 5" in str(found.refusal(True, linux))
+    finally:
+        there.close()
 
 
 def test_the_same_guest_may_have_it_twice(host: Reborn) -> None:

@@ -84,13 +84,14 @@ def _missed(
     names: "list[bytes]", disks: "list[Disk]", root: bytes, own: bytes, platform: "ModuleType"
 ) -> "list[bytes]":
     """Return the vbds that have a record, but no device as far as the store knows, and perhaps do have one."""
-    if len(names) <= (own != b""):
-        return []  # the asking one's own record
     behind = len(root) + 1
+    asking = own[behind:].replace(b"/", b"-")
+    others = [name for name in names if name != asking]
+    if not others:
+        return []
     connected = {path[behind:].replace(b"/", b"-"): identity is not None for path, identity in disks}
-    connected[own[behind:].replace(b"/", b"-")] = True
     missed = []
-    for name in names:
+    for name in others:
         known = connected.get(name)
         if not known:
             driven = platform.driven(name)
