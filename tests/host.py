@@ -239,19 +239,23 @@ def unshared(mounts: str) -> str:
 def bound_loops(under: Path | None = None) -> list[str]:
     """The loop devices that are bound to files of this test session, or to files in the folder ``under``.
 
-    Others may come and go on the same machine.
+    Others may come and go on the same machine. One that was given back and goes when its last opener closes it (any
+    program may be looking at it just now) is none.
     """
     folder = session_folder if under is None else under
-    found = {}
+    found, given_back = {}, set()
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # released meanwhile
-            found[f"/dev/{path.parts[3]}"] = os.fsdecode(path.read_bytes()).rstrip("\n")
+            name = f"/dev/{path.parts[3]}"
+            found[name] = os.fsdecode(path.read_bytes()).rstrip("\n")
+            if (path.parent / "autoclear").read_text() == "1\n":
+                given_back.add(name)
 
     def ours(name: str) -> bool:
         file = found[name]
         return ours(file) if file in found else Path(file).is_relative_to(folder)
 
-    return sorted(name for name in found if ours(name))
+    return sorted(name for name in found if name not in given_back and ours(name))
 
 
 def backing_file(loop: str | bytes) -> str:

@@ -1,6 +1,7 @@
 """I5: `add` once more for a disk whose driver waits (state 2). blkback has its device by then, and takes no other."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_two_adds_at_once_are_one_attach(host: Host, image: Path) -> None:
     assert disk.nodes()["node"] == loop.encode()
 
 
-@pytest.mark.parametrize("what", ["mode", "target", "replaced", "unbound"])
+@pytest.mark.parametrize("what", ["mode", "target", "replaced", "unbound", "unbound but open"])
 def test_what_is_not_the_same_any_more_is_attached_anew(host: Host, image: Path, tmp_path: Path, what: str) -> None:
     disk = host.disk(5, image)
     (loop,) = (disk.add().nodes["node"].decode(),)
@@ -76,8 +77,11 @@ def test_what_is_not_the_same_any_more_is_attached_anew(host: Host, image: Path,
     elif what == "replaced":
         make_image(tmp_path / "new.img").rename(image)
     else:
-        losetup("-d", loop)
-    result = disk.add()
+        with open(loop, "rb") if "open" in what else nullcontext():
+            losetup("-d", loop)
+            result = disk.add()
+    if "unbound" not in what:
+        result = disk.add()
     assert (result.status, result.outcome) == (0, b"connected")
     (loop,) = bound_loops(host.directory)
     assert result.nodes["node"].decode() == loop

@@ -18,8 +18,9 @@ from tests.stores import Store, running_store
 
 
 def loops_on(image: Path) -> list[str]:
-    """The loop devices on a file."""
-    return losetup("-n", "-O", "NAME", "-j", str(image)).split()
+    """The loop devices on a file, but those that were given back: they go when whoever looks at them closes them."""
+    lines = losetup("-n", "-O", "NAME,AUTOCLEAR", "-j", str(image)).splitlines()
+    return [name for name, autoclear in (line.split() for line in lines) if autoclear == "0"]
 
 
 def records(host: Host) -> list[str]:

@@ -28,7 +28,7 @@ def has_it(run: "Run", facts: "dict[str, str]", params: bytes, mode: "Mode") -> 
     if status != CONNECTED or not (number or path):
         return False
     try:
-        identity = attached(run.platform, facts, run.records.owner(vbd.name))
+        identity = attached(run.platform, facts, run.records.owner(vbd.name), going=False)
         published = (run.platform.published(number) if number else None) or run.platform.identify(path or b"")
     except ValueError:
         return False

@@ -67,10 +67,12 @@ def knows_itself(store: "Connection") -> bool:
     return store.exists(b"domid")
 
 
-def attached(platform: "ModuleType", facts: "dict[str, str]", owner: str) -> "tuple[int, int] | None":
+def attached(
+    platform: "ModuleType", facts: "dict[str, str]", owner: str, going: bool = True
+) -> "tuple[int, int] | None":
     """Return the identity of what a record says was attached; None for what is there no more. Raises ValueError."""
     found: tuple[int, int] | None = None
-    made = platform.made_device(facts, owner)
+    made = platform.made_device(facts, owner, going)
     if made is not None:
         found = made[1]
     elif "number" in facts:

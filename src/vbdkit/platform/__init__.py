@@ -7,8 +7,9 @@ Each system is a package here that has:
 ``plan(target) -> dict``, ``bind(target, writable, owner, deadline, note) -> Backing``, ``unbind(made, owner) -> str``
     make a plain file into what the driver opens, and take that back. ``made`` is text that a record keeps; ``note``
     adds to it before a step whose result bears no name of its own.
-``owned() -> list[(owner, made)]``, ``made_device(made, owner) -> (path, identity) | None``
-    all that is bound on this host by vbdkit, and the one that a record speaks of.
+``owned() -> list[(owner, made)]``, ``made_device(made, owner, going) -> (path, identity) | None``
+    all that is bound on this host by vbdkit, and the one that a record speaks of (``going``: also when it was released
+    and only somebody has it open yet).
 ``bound_to(dev, ino) -> list[path]``
     the devices that anybody made from the file with these numbers.
 ``device(target, writable) -> Backing``

@@ -135,7 +135,7 @@ def owned() -> "list[tuple[str, dict[str, str]]]":
     return []
 
 
-def made_device(made: "dict[str, str]", owner: str) -> "tuple[bytes, tuple[int, int]] | None":
+def made_device(made: "dict[str, str]", owner: str, going: bool = True) -> "tuple[bytes, tuple[int, int]] | None":
     """Nothing is made."""
     return None
 

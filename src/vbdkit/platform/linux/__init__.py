@@ -142,9 +142,14 @@ def _backing(loop: "loops.Loop") -> str:
     return f"{device} {inode}"
 
 
-def made_device(made: "dict[str, str]", owner: str) -> "tuple[bytes, tuple[int, int]] | None":
-    """Return path and identity of what a record says was made, if it is there and still the owner's."""
+def made_device(made: "dict[str, str]", owner: str, going: bool = True) -> "tuple[bytes, tuple[int, int]] | None":
+    """Return path and identity of what a record says was made, if it is there and still the owner's.
+
+    ``going``: also one that was released and goes when its last opener closes it.
+    """
     for loop in loops.owned():
+        if loop.autoclear and not going:
+            continue
         noted = made.get("loop", str(loop.number)) == str(loop.number)
         if loop.owner == owner.encode("ascii") and noted and made.get("file") == _backing(loop):
             return loop.path, block_identity(loop.rdev)

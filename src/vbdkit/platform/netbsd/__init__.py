@@ -126,7 +126,7 @@ def owned() -> "list[tuple[str, dict[str, str]]]":
     return []
 
 
-def made_device(made: "dict[str, str]", owner: str) -> "tuple[bytes, tuple[int, int]] | None":
+def made_device(made: "dict[str, str]", owner: str, going: bool = True) -> "tuple[bytes, tuple[int, int]] | None":
     """Return path and identity of the vnd that a record names, if the record's file is under it."""
     noted = _noted(made)
     if noted is None:
