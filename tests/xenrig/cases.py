@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import devd_cases, domains, hvm_cases, script_cases, sharing, toolstack_cases
+from . import devd_cases, domains, hvm_cases, lvm_cases, script_cases, sharing, toolstack_cases
 from .harness import (
     ANSWER,
     MARKER,
@@ -273,6 +273,7 @@ CASES: dict[str, Case] = {
     "block-dummy": script_cases.dummy,
     "block-iscsi": script_cases.iscsi,
     "block-drbd": script_cases.linbits,
+    "block-lvm": lvm_cases.block_lvm,
     "toolstack": toolstack_cases.beside_xl,
     "ways": toolstack_cases.three_ways,
     "along": toolstack_cases.taken_along,

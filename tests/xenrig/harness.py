@@ -181,9 +181,12 @@ class Neighbour(Guest):
         super().__init__(
             name, [], f'while :; do {look}; [ "$n" = "$o" ] || echo "domU: xvdb $n"; o=$n; sleep 0.5; done', lines
         )
+        # The script= of its disks; empty: block.
+        self.script = ""
 
     def attach(self, disk: Path | str, access: str = "w", more: str = "") -> tuple[int, str]:
         """xl block-attach: its status and output. `more` is more of xl's disk specification, with a comma behind."""
+        more += f"script={self.script}," if self.script else ""
         return run("xl", "block-attach", self.name, f"{more}format=raw,vdev=xvdb,access={access},target={disk}")
 
     def detach(self) -> tuple[int, str]:
