@@ -306,6 +306,39 @@ class TestWhatAnotherDiskHas:
             assert process.returncode == 0
         assert session.exists()
 
+    def test_it_waits_for_an_add_that_has_no_device_yet(self, scripts: Scripts, devices: list[str]) -> None:
+        """Two guests are started at once; the one that fails is cleaned up after while the other one logs in still."""
+        body, session = self.script(scripts, devices[0])
+        go = scripts.host.directory / "go"
+        body = body.replace("; write_dev", f"; while [ ! -e '{go}' ]; do sleep 0.1; done; write_dev")
+        first, second = scripts.disk(body, 5), scripts.disk(body, 6)
+        adding = first.start("add")
+        wait_for(session.exists, "the first one's login")
+        assert second.add().error == "already opened"
+        removing = second.start("remove")
+        with pytest.raises(subprocess.TimeoutExpired):
+            removing.communicate(timeout=0.5)
+        go.touch()
+        for process in (adding, removing):
+            process.communicate(timeout=WAIT)
+            assert process.returncode == 0
+        assert session.exists()
+        wait_for(lambda: scripts.records() == ["vbd-5-51712"], "the end of the conversations")
+
+    def test_an_add_that_stays_is_named(self, host: Host, devices: list[str]) -> None:
+        host.time_limit = 2.0
+        bash = Scripts(host)
+        first, second = [bash.disk("[ $command = remove ] || exec sleep 600", domid) for domid in (5, 6)]
+        adding = first.start("add")
+        try:
+            wait_for(lambda: list(host.run_dir.glob(".sh-*/add")) != [], "what it says of itself")
+            done = second.remove()
+            assert done.status == 1
+            assert "another disk was attached from the same target" in done.error
+        finally:
+            adding.kill()
+            adding.communicate(timeout=WAIT)
+
 
 class TestFailures:
     def test_fatal_and_ebusy_in_their_own_words(self, scripts: Scripts) -> None:

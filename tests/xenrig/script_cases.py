@@ -15,6 +15,7 @@ from .harness import (
     READ_AND_ANSWER,
     SCRIPTS,
     XVDA,
+    XVDB,
     Guest,
     Neighbour,
     Verdicts,
@@ -76,6 +77,8 @@ def iscsi(check: Verdicts) -> None:
             _still(check, alice, device)
         _logged_out(check)
         nothing_left(check)
+        _at_once(check, alice, bob, target, script)
+        _logged_out(check)
         with bob.having(check, target, reads=True, more=script):
             pass
         _logged_out(check)
@@ -147,6 +150,22 @@ def _boots(check: Verdicts, script: str, target: str, disk: Path, right: Callabl
     check("and writes", guest.says("domU: wrote"), guest.console())
     check("it powers itself off, its backend goes", guest.gone())
     check("what it wrote is on the disk", answer(disk) == ANSWER, answer(disk))
+
+
+def _at_once(check: Verdicts, alice: Neighbour, bob: Neighbour, target: str, script: str) -> None:
+    """Both ask at once and one gets it; what is done at once for the other one's sake leaves it alone."""
+    seen = {guest.name: guest.console().count(f"xvdb {MARKER}") for guest in (alice, bob)}
+    attach = f"{script}format=raw,vdev=xvdb,access=w,target={target}"
+    both = f"for g in alice bob; do (xl block-attach $g {attach} || xl block-detach $g xvdb) 2>&1 & done; wait"
+    output = run("sh", "-c", both)[1]
+    have = [guest for guest in (alice, bob) if node(f"{backend(guest.domid, XVDB)}/hotplug-status") == "connected"]
+    check("one of two that ask at once gets it", len(have) == 1, output)
+    for guest in have:
+        reads = wait(lambda guest=guest: guest.console().count(f"xvdb {MARKER}") > seen[guest.name], 60)  # type: ignore[misc]
+        check("and reads it", reads, guest.console()[-300:])
+        _still(check, guest, _lun())
+    for guest in (alice, bob):
+        guest.detach()
 
 
 def _still(check: Verdicts, guest: Neighbour, disk: Path) -> None:

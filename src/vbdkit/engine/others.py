@@ -4,7 +4,14 @@ A script that finds its target in use ends in its own words (block-iscsi: "Devic
 take that disk back all the same (I4), and it would: log out of the target under the guest that has it.
 """
 
+import posix
+
 from vbdkit.engine.claims import others
+from vbdkit.engine.flock import close, wait
+from vbdkit.engine.holder import holder
+from vbdkit.engine.record import read_lines
+from vbdkit.engine.underway import UNDER_WAY
+from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import MODE, PARAMS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
 
 TYPE_CHECKING = False
@@ -19,13 +26,15 @@ SHELL = "shell"
 def spared(run: "Run", store: "Connection", script: bytes) -> str:
     """Return which vbd has the target of this run's vbd, by the same script, while this vbd never got it; or nothing.
 
-    Only for a vbd that has no record. Waits for runs that are at work on others. Raises Failure, StoreError, OSError.
+    Only for a vbd that has no record. Waits for runs that are at work on the same target. Raises Failure, StoreError,
+    OSError.
     """
     names = (PARAMS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
     params, *published = store.read_many([run.vbd.node(name) for name in names])
     if params is None or any(published):
         return ""
-    return _other(run, store, script, params, wait=True)[0]
+    _let_them_end(run, {"script": _text(script), "target": _text(params)})
+    return _other(run, store, script, params, patient=True)[0]
 
 
 def keep_beside(run: "Run", store: "Connection", script: bytes, device: bytes) -> None:
@@ -42,10 +51,10 @@ def keep_beside(run: "Run", store: "Connection", script: bytes, device: bytes) -
         run.records.begin(run.vbd.name, {"datapath": SHELL} | facts).close()
 
 
-def _other(run: "Run", store: "Connection", script: bytes, target: bytes, wait: bool = False) -> tuple[str, bytes]:
+def _other(run: "Run", store: "Connection", script: bytes, target: bytes, patient: bool = False) -> tuple[str, bytes]:
     """Return another living vbd for which this script has attached this target, and the device; or two empty strings.
 
-    ``wait``: for a run of its own that is under way.
+    ``patient``: once a run of its own that is under way has ended.
     """
     from vbdkit.engine.forgotten import may_have
     from vbdkit.engine.leftovers import why_dead
@@ -54,7 +63,7 @@ def _other(run: "Run", store: "Connection", script: bytes, target: bytes, wait: 
     for vbd, facts, under_way in others(run):
         if not wanted <= facts.items():
             continue
-        if wait and under_way:
+        if patient and under_way:
             record = run.records.take(vbd.name, run.deadline)
             if record is None:
                 continue
@@ -62,6 +71,29 @@ def _other(run: "Run", store: "Connection", script: bytes, target: bytes, wait: 
         if not why_dead(store, vbd) or (not store.exists(vbd.path) and may_have(store, run.platform, vbd)):
             return vbd.name, facts.get("device", "").encode("utf-8", "surrogateescape")
     return "", b""
+
+
+def _let_them_end(run: "Run", wanted: "dict[str, str]") -> None:
+    """Wait for each `add` of another vbd that is at the same target. Raises Failure where the time is up, OSError."""
+    for entry in posix.listdir(run.records.directory):
+        path = run.records.directory + b"/" + entry + b"/" + UNDER_WAY
+        try:
+            fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            facts = read_lines(posix.read(fd, 65536).decode("ascii", "replace").splitlines())
+            if facts.get("vbd") != run.vbd.name and wanted.items() <= facts.items():
+                wait(fd, run.deadline)
+        except TimeoutError:
+            raise Failure(
+                "the time was up while another disk was attached from the same target: {path} is held by {holder}; try "
+                "again when that has ended",
+                path=path,
+                holder=holder(path),
+            ) from None
+        finally:
+            close(fd)
 
 
 def _text(value: bytes) -> str:

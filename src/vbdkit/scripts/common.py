@@ -11,6 +11,7 @@ import sys
 import time
 
 from vbdkit.engine.record import RUN_DIR
+from vbdkit.engine.underway import UNDER_WAY
 from vbdkit.scripts.talk import PIPES
 
 TYPE_CHECKING = False
@@ -71,7 +72,7 @@ def make(run_dir: bytes, folder: bytes) -> None:
 def clean(folder: bytes) -> None:
     """Take a folder of a conversation away."""
     try:
-        for name in (*PIPES, b"err", b"pid"):
+        for name in (*PIPES, b"err", b"pid", UNDER_WAY):
             try:
                 posix.unlink(folder + b"/" + name)
             except FileNotFoundError:

@@ -52,7 +52,7 @@ def serve(
     try:
         stderr = Stderr(folder, log_dir)
         script = Script(command.decode("ascii"), name, path, run_dir, system, stderr.tell, environ, **settings)
-        _answer(int(pid), Talk(folder), stderr, script)
+        _answer(int(pid), Talk(folder), stderr, script, folder)
     finally:
         clean(folder)
     script.end()
@@ -131,7 +131,7 @@ class Stderr:
         return False
 
 
-def _answer(pid: int, talk: Talk, stderr: Stderr, script: Script) -> None:
+def _answer(pid: int, talk: Talk, stderr: Stderr, script: Script, folder: bytes) -> None:
     """Answer a script's questions until its shell has ended."""
     try:
         shell = posix.pidfd_open(pid)
@@ -143,7 +143,7 @@ def _answer(pid: int, talk: Talk, stderr: Stderr, script: Script) -> None:
     for fd in (talk.ask, stderr.fd, shell):
         if fd >= 0:
             poll.register(fd, select.POLLIN)
-    script.begin()
+    script.begin(folder)
     while True:
         ready = dict(poll.poll(IDLE if shell >= 0 else _LOOK))
         if stderr.fd in ready:

@@ -16,9 +16,17 @@ from vbdkit.engine.guests import same_vm
 from vbdkit.engine.lock import NAME, Lock
 from vbdkit.engine.record import Records
 from vbdkit.engine.script import LOCK_DIR, TIME_LIMIT, Run, as_failure
+from vbdkit.engine.underway import announce
 from vbdkit.protocol.failure import Failure, InUse, printable, shown
 from vbdkit.protocol.invocation import ADD, REMOVE
-from vbdkit.protocol.nodes import CONNECTED, HOTPLUG_ERROR, HOTPLUG_STATUS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
+from vbdkit.protocol.nodes import (
+    CONNECTED,
+    HOTPLUG_ERROR,
+    HOTPLUG_STATUS,
+    PARAMS,
+    PHYSICAL_DEVICE,
+    PHYSICAL_DEVICE_PATH,
+)
 from vbdkit.protocol.vbd import parse_backend_path
 from vbdkit.storage.sharing import GUEST, User, verdict
 from vbdkit.xenstore.client import Connection, StoreError
@@ -82,6 +90,7 @@ class Script:
         self._end = time.monotonic() + time_limit
         self._limit = time_limit
         self._record: Record | None = None
+        self._announced = -1  # the open file that says what an add is at
         vbd = parse_backend_path(path)
         self._run: Run | None = None
         if vbd is not None:
@@ -96,15 +105,20 @@ class Script:
 
     # What the helper says.
 
-    def begin(self) -> None:
-        """Start: a remove has the vbd's record from now on, as any run that works on a vbd."""
+    def begin(self, folder: bytes) -> None:
+        """Start: a remove has the vbd's record from now on, as any run that works on a vbd.
+
+        An add has no record until it has a device. Until it ends, a file in ``folder`` says what it is at.
+        """
         if self._run is None:
             return
         try:
             if self._run.command == REMOVE:
                 self._record = self._run.records.take(self._run.vbd.name, self._run.deadline)
-            self._before = self._outcome(self._run)
-        except (Failure, StoreError) as error:
+            *self._before, params = self._outcome(self._run, PARAMS)
+            if self._run.command == ADD and params is not None:
+                self._announced = announce(folder, self._run.vbd.name, self._script, params)
+        except (Failure, StoreError, OSError) as error:
             self._run.log(syslog.LOG_WARNING, str(error))
 
     def hear(self, text: bytes) -> None:
@@ -161,6 +175,8 @@ class Script:
             lock.__exit__()
         if self._record is not None:
             self._record.close()
+        if self._announced >= 0:
+            posix.close(self._announced)
         if self._run is not None and self._run.store is not None:
             self._run.store.close()
 
@@ -324,8 +340,8 @@ class Script:
             said = f" (it said: {shown(self._heard)})" if self._heard else ""
             self.fail(Failure("the script ended before the disk was attached{said}", said=said))
 
-    def _outcome(self, run: Run) -> "list[bytes | None]":
-        return self._store(run).read_many([run.vbd.node(name) for name in (HOTPLUG_STATUS, HOTPLUG_ERROR)])
+    def _outcome(self, run: Run, *more: bytes) -> "list[bytes | None]":
+        return self._store(run).read_many([run.vbd.node(name) for name in (HOTPLUG_STATUS, HOTPLUG_ERROR, *more)])
 
     def _forget(self, run: Run) -> None:
         """After a remove: what was published here speaks of a device that may be another's now."""
