@@ -16,6 +16,7 @@ from tests.stores import realstore
 from vbdkit.datapaths import load
 from vbdkit.engine.leftovers import KEPT, Collection
 from vbdkit.engine.lock import Lock
+from vbdkit.scripts.common import clean, make
 from vbdkit.toolstack.netbsd_host import take_away
 
 
@@ -565,6 +566,15 @@ class TestConversation:
         done = bash.disk(f"exec 2>&1; kill -9 $_vbdkit_helper; {wait}; success").add()
         assert done.status == 1
         assert "the helper process of vbdkit is gone" in done.output
+
+    def test_what_a_killed_helper_left_is_in_nobodys_way(self, tmp_path: Path) -> None:
+        folder = os.fsencode(tmp_path / "run" / ".sh-1")
+        for _ in range(2):
+            make(os.path.dirname(folder), folder)
+            for name in ("add", "add.new", "pid"):
+                (tmp_path / "run" / ".sh-1" / name).write_text("vbd x\n")
+        clean(folder)
+        assert list((tmp_path / "run").iterdir()) == []
 
     def test_only_root_can_talk(self, bash: Scripts) -> None:
         done = bash.disk('stat -c %a:%u "$_vbdkit_pipes" "$_vbdkit_pipes"/* >&2; success').add()

@@ -10,7 +10,7 @@ import posix
 import sys
 import time
 
-from vbdkit.engine.record import RUN_DIR
+from vbdkit.engine.record import NEW, RUN_DIR
 from vbdkit.engine.underway import UNDER_WAY
 from vbdkit.scripts.talk import PIPES
 
@@ -72,7 +72,7 @@ def make(run_dir: bytes, folder: bytes) -> None:
 def clean(folder: bytes) -> None:
     """Take a folder of a conversation away."""
     try:
-        for name in (*PIPES, b"err", b"pid", UNDER_WAY):
+        for name in (*PIPES, b"err", b"pid", UNDER_WAY, UNDER_WAY + NEW):
             try:
                 posix.unlink(folder + b"/" + name)
             except FileNotFoundError:
