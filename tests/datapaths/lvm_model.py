@@ -371,6 +371,8 @@ def lvcreate(model: Model, words: list[str]) -> None:
         if size is None:
             fail(3, "  Invalid argument for --size")
         cow = int(float(size[1]) * _UNITS[size[2] or "m"])
+        if cow % 512:
+            fail(3, "  Size is not a multiple of 512.", f"  Invalid argument for --size: {options.size}")
         cow = min(-(-cow // EXTENT) * EXTENT, origin["size"] + EXTENT)
         if cow // EXTENT > model.room(facts):
             fail(

@@ -267,7 +267,7 @@ class Lvm(Storage):
         if size:
             self._activate(volume, mode.writable)  # it would be made without a device otherwise
             if size.endswith("%"):  # which lvcreate itself would take for "at most"
-                size = f"{int(volume.size * float(size[:-1]) / 100)}b"
+                size = f"{-(-int(volume.size * float(size[:-1]) / 100) // 512)}s"
             command += ["--size", size]
         self.note(tag=tag)
         try:
