@@ -10,7 +10,7 @@ import syslog
 
 from vbdkit.protocol.failure import shown
 from vbdkit.protocol.nodes import PARAMS, TYPE
-from vbdkit.xenstore.client import Connection, StoreError
+from vbdkit.xenstore.client import StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def hand_over(run: "Run", script: str = "") -> None:
     where it cannot be started.
     """
     folder = run.call[0].rpartition(b"/")[0] if run.call else b""
+    if run.store is None or run.store.broken:
+        return
     try:
-        with Connection.open(run.end, run.environ) as store:
-            kind, params = store.read_many([run.vbd.node(name) for name in (TYPE, PARAMS)])
+        kind, params = run.store.read_many([run.vbd.node(name) for name in (TYPE, PARAMS)])
     except StoreError:
         return
     if not folder or not kind or not params or b"/" in kind or b"\0" in kind + params:
