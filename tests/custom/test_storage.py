@@ -153,6 +153,30 @@ class TestSharing:
             assert author.disk(body, image, domid, mode="r").add().status == 0
         refused(author.disk(body, image, 7).add(), "or ask for it read-only")
 
+    def test_a_part_is_shared_by_those_who_read_it(self, author: Author, image: Path, tmp_path: Path) -> None:
+        """A backing image: for many, as long as none of them writes to it."""
+        tops = [make_image(tmp_path / f"{number}.img") for number in range(2)]
+        body = (
+            LOOP + f'    def identity(self, target):\n        return target["file"]\n'
+            f'    def parts(self, target):\n        return [("{image}", False)] * (target["file"] != "{image}")\n'
+        )
+        author.disk(body, image, 7).add()
+        refused(author.disk(body, tops[0]).add(), f"{image} is in use by guest 7 (guest7) as its disk xvda, read-write")
+        assert author.host.disk(7, image).remove().status == 0
+        assert author.host.disk(7, image, mode="r").add().status == 0
+        for domid, top in enumerate(tops, 5):
+            assert author.host.disk(domid, top).add().status == 0
+
+    def test_a_part_that_is_written_is_one_guests(self, author: Author, image: Path, tmp_path: Path) -> None:
+        """A data file beside an image: its user may have it alone, be that by our script or by block."""
+        top = make_image(tmp_path / "top.img")
+        block = author.host.script
+        body = LOOP + f'    def parts(self, target):\n        return [("{image}", True)]\n'
+        author.host.script = block
+        assert author.host.disk(7, image, mode="r").add().status == 0
+        refused(author.disk(body, top).add(), f"{image} is in use by guest 7")
+        assert author.disk(body, top, mode="r").add().status == 0
+
     def test_the_same_vm_may(self, author: Author, image: Path, tmp_path: Path) -> None:
         """Migration on one host: two domains, one vm."""
         author.write(copies(tmp_path))

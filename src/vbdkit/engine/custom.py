@@ -4,6 +4,7 @@
 long: it is looked at before and again, with the lock held, when the device is there.
 """
 
+import posix
 import syslog
 import time
 
@@ -44,7 +45,7 @@ from vbdkit.xenstore.client import Connection, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
     from typing import TypeVar
 
@@ -112,6 +113,13 @@ class Storage:
         """
         return None
 
+    def parts(self, target: "dict[str, str]") -> "Iterable[tuple[str, bool]]":
+        """Return the paths of what attach uses besides, and whether the guest, if it may write at all, writes there.
+
+        A backing image, say: other guests may have that too, as long as none may write to it.
+        """
+        return ()
+
     def attach(self, target: "dict[str, str]", mode: "Mode") -> str | bytes:
         """Make the target into a device and return its path; a plain file is served as ``block`` serves one.
 
@@ -131,6 +139,17 @@ class Storage:
         return []
 
     # To be used.
+
+    @property
+    def folder(self) -> str:
+        """A folder, for root only and empty at each boot, for what all disks of this kind keep here, as sockets."""
+        records = self._of_run().records.directory.decode("utf-8", "surrogateescape")
+        path = f"{records}/.{self.name}"
+        try:
+            posix.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        return path
 
     @property
     def domid(self) -> int:
@@ -294,7 +313,7 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
                 if mode.checked:
                     claim.check(store)
                     found = examine(store, run.platform, opened, run.records, vbd.root, vbd.domid, vbd.path)
-                    _refuse(run, found, mode)
+                    _refuse(run, found, mode.writable)
                 run.forget = True  # from here on a failure may leave nodes behind
                 nodes = run.platform.nodes(backing)
                 if run.environ.get(PATH_ONLY[0]) == PATH_ONLY[1] and nodes[-1][0] != PHYSICAL_DEVICE_PATH:
@@ -357,58 +376,89 @@ class Authors:
 
 
 class Claim:
-    """What a storage's ``identity`` says, and whether somebody else has that. ``facts``: for the record."""
+    """What a storage's ``identity`` and ``parts`` say, and whether somebody else has that.
+
+    ``facts``: what others have to know of it, for the record.
+    """
 
     def __init__(self, run: "Run", storage: Storage, target: "dict[str, str]", params: bytes, mode: "Mode") -> None:
-        """Ask for it, and open the file or device that it names."""
+        """Ask for it, and open the files and devices that it names."""
         self._run = run
-        self._mode = mode
-        self._opened: Target | None = None
+        self._claimed: list[_Claimed] = []
         self.facts: dict[str, str] = {}
-        with Authors("identity"):
-            said = storage.identity(target)
-        if said is None:
-            return
+        try:
+            with Authors("identity"):
+                said = storage.identity(target)
+            if said is not None:
+                claimed = self._claim(said, storage.name, params, mode.writable)
+                self.facts[FACT] = claimed.name
+            if mode.checked:
+                with Authors("parts"):
+                    for path, written in storage.parts(target):
+                        self._claim(path, storage.name, _bytes(path), mode.writable and written)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, said: str, kind: str, shown_as: bytes, writable: bool) -> "_Claimed":
+        opened = None
         if said.startswith("/"):
-            self._opened = run.platform.open_target(_bytes(said), False)
-            status = self._opened.stat
-            identity = ("device", status.st_rdev) if self._opened.kind != FILE else (status.st_dev, status.st_ino)
-            self._name = f"{identity[0]} {identity[1]}"
+            opened = self._run.platform.open_target(_bytes(said), False)
+            status = opened.stat
+            identity = ("device", status.st_rdev) if opened.kind != FILE else (status.st_dev, status.st_ino)
+            said = f"{identity[0]} {identity[1]}"
         else:
-            self._name = f"{storage.name} {said}"
-        self._chain = Chain(params)
-        self._identity = named_identity(self._name)
-        self._chain.add(self._identity, params, ITSELF)
-        self.facts[FACT] = self._name
+            said = f"{kind} {said}"
+        claimed = _Claimed(said, shown_as, writable, opened)
+        self._claimed.append(claimed)
+        return claimed
 
     def check(self, store: "Connection", local: bool = False) -> None:
-        """Raise InUse where another guest has it; ``local``: or somebody in this domain."""
-        if not self.facts:
-            return
+        """Raise InUse where another guest has any of it; ``local``: or somebody in this domain."""
+        for claimed in self._claimed:
+            self._check(store, claimed, local)
+
+    def _check(self, store: "Connection", claimed: "_Claimed", local: bool) -> None:
         run = self._run
-        users = claimants(run, store, self._name, self._identity)
+        users = claimants(run, store, claimed.name, claimed.identity)
         if users:
             describe(store, users)
-            _refuse(run, Finding(self._chain, users, same_vm(store, run.vbd.domid, users)), self._mode)
-        if self._opened is None:
+            _refuse(run, Finding(claimed.chain, users, same_vm(store, run.vbd.domid, users)), claimed.writable)
+        if claimed.opened is None:
             return
         if local:
-            found = examine(store, run.platform, self._opened, run.records, run.vbd.root, run.vbd.domid, run.vbd.path)
+            found = examine(store, run.platform, claimed.opened, run.records, run.vbd.root, run.vbd.domid, run.vbd.path)
         else:  # what uses it here by now may well be what the attach has started
-            chain = run.platform.chain(self._opened)
+            chain = run.platform.chain(claimed.opened)
             users = guests_of(store, run.vbd.root, run.vbd.path, run.platform, chain)
             describe(store, users)
             found = Finding(chain, users, same_vm(store, run.vbd.domid, users))
-        _refuse(run, found, self._mode)
+        _refuse(run, found, claimed.writable)
 
     def close(self) -> None:
         """Close what was opened."""
-        if self._opened is not None:
-            self._opened.close()
+        for claimed in self._claimed:
+            if claimed.opened is not None:
+                claimed.opened.close()
 
 
-def _refuse(run: "Run", found: Finding, mode: "Mode") -> None:
-    refusal = found.refusal(mode.writable, run.platform)
+class _Claimed:
+    """One thing that an attach uses: by which ``name`` records have it, and the file or device where it is one here."""
+
+    __slots__ = ("chain", "identity", "name", "opened", "writable")
+
+    def __init__(self, name: str, shown_as: bytes, writable: bool, opened: "Target | None") -> None:
+        """Take the facts."""
+        self.name = name
+        self.writable = writable
+        self.opened = opened
+        self.identity = named_identity(name)
+        self.chain = Chain(shown_as)
+        self.chain.add(self.identity, shown_as, ITSELF)
+
+
+def _refuse(run: "Run", found: Finding, writable: bool) -> None:
+    refusal = found.refusal(writable, run.platform)
     if refusal is not None:
         raise refusal
 
