@@ -18,7 +18,7 @@ ROOMS = {
     "cli": {"protocol", "xenstore", "storage", "platform", "engine", "datapaths", "scripts", "toolstack"},
 }
 # Rooms whose packages stand side by side and know nothing of each other.
-APART = {"platform": {"linux", "freebsd", "netbsd"}, "datapaths": {"file", "device", "shell", "custom", "lvm"}}
+APART = {"platform": {"linux", "freebsd", "netbsd"}, "datapaths": {"file", "device", "shell", "custom", "lvm", "nbd"}}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 

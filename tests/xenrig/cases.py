@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import devd_cases, domains, hvm_cases, lvm_cases, script_cases, sharing, toolstack_cases
+from . import devd_cases, domains, hvm_cases, lvm_cases, nbd_cases, script_cases, sharing, toolstack_cases
 from .harness import (
     ANSWER,
     MARKER,
@@ -278,6 +278,9 @@ CASES: dict[str, Case] = {
     "ways": toolstack_cases.three_ways,
     "along": toolstack_cases.taken_along,
     "served": toolstack_cases.served_elsewhere,
+    "block-nbd": nbd_cases.images,
+    "nbd-uri": nbd_cases.servers,
+    "nbd-killed": nbd_cases.killed,
     "storm": storm,
 }
 SHORT = ("file", "refused")

@@ -174,7 +174,12 @@ class Guest:
 
 
 class Neighbour(Guest):
-    """A running guest that is given one disk after another as its xvdb, and says on its console how each begins."""
+    """A running guest that is given one disk after another as its xvdb, and says on its console how each begins.
+
+    ``script`` is the name of the custom script that serves them, empty for none.
+    """
+
+    script = ""
 
     def __init__(self, name: str, lines: list[str] | None = None):
         look = "n=$(dd if=/dev/xvdb bs=16 count=1 2>/dev/null || echo none)"
@@ -265,6 +270,25 @@ def nothing_left(check: Verdicts, ours: set[str] | None = None) -> None:
     wait(lambda: not leftovers(ours or set()), 10)
     found = leftovers(ours or set())
     check("no loop device, backend node, record or lock is left", not found, found)
+
+
+@contextmanager
+def custom_script(storage: str) -> Iterator[str]:
+    """A script of vbdkit's own for this storage (``vbdkit.datapaths.nbd:Nbd``), which both neighbours' disks get."""
+    script = SCRIPTS / ("block-" + storage.rpartition(":")[2].lower())
+    script.write_text(
+        f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.insert(0, {str(LIBRARY)!r})\n"
+        f"from vbdkit.hot import start\nstart('custom', storage={storage!r})\n"
+    )
+    script.chmod(0o755)
+    for guest in neighbours():
+        guest.script = script.name
+    try:
+        yield script.name
+    finally:
+        for guest in neighbours():
+            guest.script = ""
+        script.unlink()
 
 
 @contextmanager
