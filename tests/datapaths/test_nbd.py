@@ -349,7 +349,7 @@ class TestKilled:
             assert nbd.left() == []
 
     def test_the_deadline_undoes(self, nbd: Nbd) -> None:
-        nbd.host.time_limit = 4.0
+        nbd.host.time_limit = 8.0
         nbd.write_script()
         with attaching(nbd) as (disk, process):
             assert process.wait(20) == 1

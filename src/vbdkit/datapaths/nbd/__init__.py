@@ -29,7 +29,7 @@ else:
 _MODULE = ("nbds_max=64", "max_part=0")
 # Seconds for the kernel to show a device that is connected; for a server to end that may have something to write; for
 # one that nobody has used, and that may hang in connecting, to end in peace.
-_CONNECTING, _ENDING, _BREAKING_OFF = 10.0, 20.0, 1.0
+_CONNECTING, _ENDING, _BREAKING_OFF = 10.0, 20.0, 0.3
 
 
 class Nbd(Storage):
