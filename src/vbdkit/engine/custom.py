@@ -95,6 +95,9 @@ class Storage:
     modules: "tuple[str, ...]" = ()
     # Whether the toolstack may check and publish what this attaches (G1).
     path_only = True
+    # Whether detach is to be called only when the program has ended that a killed run of this script was waiting for,
+    # and that goes on without it. Else detach itself sees to that.
+    waits = True
 
     def __init__(self, run: "Run | None" = None) -> None:
         """Belong to one run of a script; None where there is no vbd (``--check-host``)."""
@@ -236,8 +239,6 @@ class Custom(Datapath):
             return done
         device = made.get("device", "")
         leave(run)
-        if "tool" in made and not device:
-            wait_for_orphan(run, made["tool"])
         other = _other_guest(run, _bytes(device)) if device else None
         if other is not None:
             return f"{device} stays, guest {other} has it"
@@ -247,9 +248,16 @@ class Custom(Datapath):
             detach(run, made)
         else:
             run.doing = "taking back", _bytes(made.get("target", ""))
-            with Authors("detach"):
-                self._storage(run).detach(own_facts(made))
+            take_back(run, self._storage, made)
         return done or device or made.get("target", "")
+
+
+def take_back(run: "Run", storage: "type[Storage]", made: "dict[str, str]") -> None:
+    """Have a storage take back what a record of its own speaks of. Raises Failure, OSError."""
+    if storage.waits and "tool" in made and "device" not in made:
+        wait_for_orphan(run, made["tool"])
+    with Authors("detach"):
+        storage(run).detach(own_facts(made))
 
 
 def own_facts(made: "dict[str, str]") -> "dict[str, str]":

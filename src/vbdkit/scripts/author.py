@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from vbdkit import __version__, platform
 from vbdkit.datapaths import load
-from vbdkit.engine.custom import Authors, Storage, own_facts
+from vbdkit.engine.custom import Authors, Storage, take_back
 from vbdkit.engine.record import Records, read_lines
 from vbdkit.engine.script import Run, as_failure
 from vbdkit.engine.tool import find, run_tool
@@ -50,8 +50,7 @@ def answer(
             if not vbd.path:
                 raise Failure("--detach takes a backend path, and a record on stdin; vbdkit gc uses it")
             run.guard.arm()
-            with Authors("detach"):
-                storage(run).detach(own_facts(_record(sys.stdin.read())))
+            take_back(run, storage, _record(sys.stdin.read()))
             text = ""
         elif word.startswith("-"):
             print(f"{name}: there is no option {printable(word)}; --help tells", file=sys.stderr)

@@ -46,6 +46,7 @@ class Nbd(Storage):
     example = "qcow2:/srv/web.qcow2"
     tools = {"qemu-nbd": "qemu-utils", "qemu-img": "qemu-utils"}
     modules = ("nbd",)
+    waits = False  # qemu-nbd waits as long as another server likes
     # The program that serves, where the kernel shows its devices, and where their nodes are.
     program = "qemu-nbd"
     sysfs = "/sys"
