@@ -19,9 +19,10 @@ from tests.datapaths import qemu_nbd
 from tests.datapaths.nbd_host import Nbd, host, nbd
 from tests.faults.test_gc import gc
 from tests.host import Disk, Result
-from tests.images import make_image
+from tests.images import losetup, make_image
 from vbdkit.datapaths.nbd import Nbd as Storage
 from vbdkit.datapaths.nbd.target import FORMATS, image_options, parse_uri
+from vbdkit.protocol.disk import parse_disk
 from vbdkit.protocol.failure import Failure
 
 __all__ = ["host", "nbd"]  # fixtures
@@ -104,6 +105,18 @@ class TestImages:
         top.write_bytes(data)
         refused(nbd.disk(f"qcow2:{top}").add(), f"{top} does not say of which format", f"rebase -u -b {base} -F raw")
         assert nbd.left() == []
+
+    def test_an_image_on_a_block_device(self, nbd: Nbd) -> None:
+        device = losetup("--find", "--show", str(nbd.image()))
+        nbd.host.loops.add(device)
+        try:
+            for target in (f"qcow2:{device}", f"qcow2:{device.removeprefix('/dev/')}"):
+                disk = nbd.disk(target)
+                assert first(device_of(disk.add())) == b"first sector"
+                refused(nbd.disk(f"raw:{device}", 6).add(), "guest 5")
+                assert disk.remove().status == 0
+        finally:
+            losetup("--detach", device)
 
     def test_names_of_all_kinds(self, nbd: Nbd) -> None:
         plain = nbd.image()
@@ -482,7 +495,10 @@ class TestTargets:
 
     def test_what_xl_leaves_of_a_disk_nbd(self) -> None:
         """``nbd://host/web,xvda,w``: xl takes ``nbd:`` for its prefix of that name."""
-        assert Storage().parse("//host/web") == parse_uri("nbd://host/web")
+        disk = parse_disk("nbd://host/web,xvda,w")
+        assert disk.script == "block-nbd"
+        assert disk.pdev_path is not None
+        assert Storage().parse(disk.pdev_path) == parse_uri("nbd://host/web")
 
     def test_one_export_has_one_name(self) -> None:
         storage = Storage()

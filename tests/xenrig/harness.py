@@ -174,12 +174,7 @@ class Guest:
 
 
 class Neighbour(Guest):
-    """A running guest that is given one disk after another as its xvdb, and says on its console how each begins.
-
-    ``script`` is the name of the custom script that serves them, empty for none.
-    """
-
-    script = ""
+    """A running guest that is given one disk after another as its xvdb, and says on its console how each begins."""
 
     def __init__(self, name: str, lines: list[str] | None = None):
         look = "n=$(dd if=/dev/xvdb bs=16 count=1 2>/dev/null || echo none)"
@@ -273,22 +268,21 @@ def nothing_left(check: Verdicts, ours: set[str] | None = None) -> None:
 
 
 @contextmanager
-def custom_script(storage: str) -> Iterator[str]:
-    """A script of vbdkit's own for this storage (``vbdkit.datapaths.nbd:Nbd``), which both neighbours' disks get."""
-    script = SCRIPTS / ("block-" + storage.rpartition(":")[2].lower())
-    script.write_text(
-        f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.insert(0, {str(LIBRARY)!r})\n"
-        f"from vbdkit.hot import start\nstart('custom', storage={storage!r})\n"
-    )
-    script.chmod(0o755)
+def custom_script(check: Verdicts, name: str) -> Iterator[str]:
+    """A script that `vbdkit install` has put in place, which the neighbours' disks get by `script=`."""
+    command = ["env", f"PYTHONPATH={LIBRARY}", "python3", "-m", "vbdkit"]
+    status, output = run(*command, "install", name, "--python", "/usr/bin/python3")
+    check(f"vbdkit install {name}", status == 0, output)
+    status, output = run(str(SCRIPTS / name), "--check-host")
+    check("this host has what it needs", status == 0, output)
     for guest in neighbours():
-        guest.script = script.name
+        guest.script = name
     try:
-        yield script.name
+        yield name
     finally:
         for guest in neighbours():
             guest.script = ""
-        script.unlink()
+        run(*command, "uninstall", name)
 
 
 @contextmanager

@@ -30,15 +30,13 @@ from .harness import (
 )
 from .stacks import nbd, tool
 
-_NBD = "vbdkit.datapaths.nbd:Nbd"
-
 
 def images(check: Verdicts) -> None:
     """block-nbd: guests on qcow2 images; a writer is alone; readers share, as does a backing image."""
     base, top, other = _qcow2("base"), Path("/tmp/top.qcow2"), Path("/tmp/other.qcow2")
     for name in (top, other):
         tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(name))
-    with custom_script(_NBD) as script:
+    with custom_script(check, "block-nbd") as script:
         disk = f"script={script},format=raw,vdev=xvda,access=w,target=qcow2:{top}"
         guest = Guest("image", [disk], READ_AND_ANSWER)
         status, output = guest.create()
@@ -86,7 +84,7 @@ def servers(check: Verdicts) -> None:
     file = image("/tmp/served.img")
     path = Path("/tmp/nbd server.sock")
     alice, bob = neighbours()
-    with custom_script(_NBD):
+    with custom_script(check, "block-nbd"):
         by_socket = f"nbd+unix:///disk?socket={str(path).replace(' ', '%20')}"
         with _server(file, "-k", str(path), "-x", "disk") as server:
             with alice.having(check, by_socket, reads=True):
@@ -114,7 +112,7 @@ def killed(check: Verdicts) -> None:
     file = _qcow2("disk")
     alice, bob = neighbours()
     path = Path("/tmp/silent.sock")
-    with custom_script(_NBD):
+    with custom_script(check, "block-nbd"):
         with alice.having(check, f"qcow2:{file}", reads=True):
             (device,) = _connected()
             os.kill(int(Path(f"/sys/block/{device}/pid").read_text()), signal.SIGKILL)
