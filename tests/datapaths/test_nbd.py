@@ -18,7 +18,7 @@ import pytest
 from tests.datapaths import qemu_nbd
 from tests.datapaths.nbd_host import Nbd, host, nbd
 from tests.faults.test_gc import gc
-from tests.host import Disk, Result
+from tests.host import PYTHON, Disk, Result
 from tests.images import losetup, make_image
 from vbdkit.datapaths.nbd import Nbd as Storage
 from vbdkit.datapaths.nbd.target import FORMATS, image_options, parse_uri
@@ -387,6 +387,24 @@ class TestKilled:
                 assert "collected" in collect(nbd)
             assert nbd.left() == []
 
+    def test_a_server_that_is_being_started(self, nbd: Nbd) -> None:
+        """The program that starts it comes to that just when it is ended."""
+        program = nbd.host.directory / "late"
+        program.write_text(
+            f"#!{PYTHON}\nimport os, signal, time\n"
+            "def late(*_):\n    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n    os.fork() and os._exit(0)\n"
+            "signal.signal(signal.SIGTERM, late)\nwhile True: time.sleep(60)\n"
+        )
+        program.chmod(0o755)
+        nbd.write_script(program)
+        disk = nbd.disk(f"qcow2:{nbd.image()}")
+        process = disk.start("add", output=subprocess.DEVNULL)
+        until(lambda: any(catches(pid, signal.SIGTERM) for pid in nbd.servers()))
+        process.kill()
+        process.wait()
+        assert disk.remove().status == 0
+        assert nbd.left() == []
+
     def test_the_script_when_the_device_is_there(self, nbd: Nbd) -> None:
         """Nobody has used the device, so the server needs no time."""
         nbd.write_script(more="    def _server_of(self, *words):\n        os.kill(os.getpid(), 9)\nimport os")
@@ -425,6 +443,12 @@ class TestKilled:
         """It keeps its size as long as it is open: a new server would serve its image to that guest."""
         (nbd.root / "sys/block/nbd0/size").write_text("8192\n")
         assert device_of(nbd.disk(f"qcow2:{nbd.image()}").add()) == f"{nbd.root}/dev/nbd1"
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 @contextlib.contextmanager

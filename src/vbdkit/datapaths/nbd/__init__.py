@@ -113,8 +113,7 @@ class Nbd(Storage):
         if "server" in made:
             self._end(int(made["server"]), _ENDING, force=False)
         else:
-            for pid in self._servers():
-                self._end(pid, _BREAKING_OFF, force=True)
+            self.wait(self._broken_off, "qemu-nbd to end", _ENDING)
         self._unlink()
 
     def _serve(self, target: "dict[str, str]", options: str, device: str, more: "tuple[str, ...]") -> bool:
@@ -193,6 +192,13 @@ class Nbd(Storage):
             return False
         words = _read(f"/proc/{pid}/cmdline").split(b"\0")
         return self._mark().encode("utf-8", "surrogateescape") in words and b"--image-opts" in words
+
+    def _broken_off(self) -> bool:
+        """End all that was started; False where there was any, since that may have started another one just then."""
+        servers = self._servers()
+        for pid in servers:
+            self._end(pid, _BREAKING_OFF, force=True)
+        return not servers
 
     def _end(self, pid: int, seconds: float, force: bool) -> None:
         try:
