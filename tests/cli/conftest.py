@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,26 @@ def copy_package(folder: Path) -> Path:
     return Path(copy)
 
 
-@pytest.fixture
-def safe_folder() -> Iterator[Path]:
-    """A folder that, as root, only root can write to on the whole way: /tmp and pytest's own are not."""
+@contextmanager
+def _safe_folder() -> Iterator[Path]:
     base = "/var/lib" if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="vbdkit-test-", dir=base) as name:
         Path(name).chmod(0o755)
         yield Path(os.path.realpath(name))
+
+
+@pytest.fixture
+def safe_folder() -> Iterator[Path]:
+    """A folder that, as root, only root can write to on the whole way: /tmp and pytest's own are not."""
+    with _safe_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def kept_package() -> Iterator[Path]:
+    """A copy of the package for a whole module of tests."""
+    with _safe_folder() as folder:
+        yield copy_package(folder)
 
 
 @pytest.fixture

@@ -15,6 +15,12 @@ from vbdkit.cli.new_script import _settings
 from vbdkit.toolstack.ways import manifest
 
 
+@pytest.fixture(scope="module")
+def package(kept_package: Path) -> Path:
+    """One copy of the package for all tests here: it is compiled once."""
+    return kept_package
+
+
 @pytest.fixture
 def folder(safe_folder: Path) -> Path:
     """Where the author works."""

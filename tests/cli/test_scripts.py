@@ -3,8 +3,6 @@
 import json
 import os
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,11 +55,9 @@ def other_package(folder: Path, points: str = "block-foo = other.block:Foo", nam
 
 
 @pytest.fixture(scope="module")
-def package() -> Iterator[Path]:
-    """A copy of the package for all tests here, which do not change it: it is compiled once."""
-    with tempfile.TemporaryDirectory(prefix="vbdkit-test-", dir="/var/lib" if os.geteuid() == 0 else None) as name:
-        Path(name).chmod(0o755)
-        yield copy_package(Path(os.path.realpath(name)))
+def package(kept_package: Path) -> Path:
+    """One copy of the package for all tests here, which do not change it: it is compiled once."""
+    return kept_package
 
 
 @pytest.fixture

@@ -115,6 +115,7 @@ def _wheel(folder: Path) -> Path:
 
 def _run(tally: Tally, rig: Rig, names: list[str], wheel: Path | None, logs: Path) -> None:
     files = {f"tests/{name}": CHECKOUT / "tests" / name for name in ("xenrig", "bootsector.py")}
+    files["tests/tutorial.md"] = CHECKOUT / "docs" / "tutorial-custom-script.md"
     command = ["python3", "-m", "tests.xenrig.dom0"]
     if wheel:
         files["vbdkit.whl"] = wheel

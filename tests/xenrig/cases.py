@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import devd_cases, domains, hvm_cases, lvm_cases, nbd_cases, script_cases, sharing, toolstack_cases
+from . import author_cases, devd_cases, domains, hvm_cases, lvm_cases, nbd_cases, script_cases, sharing, toolstack_cases
 from .harness import (
     ANSWER,
     MARKER,
@@ -274,6 +274,8 @@ CASES: dict[str, Case] = {
     "block-iscsi": script_cases.iscsi,
     "block-drbd": script_cases.linbits,
     "block-lvm": lvm_cases.block_lvm,
+    "tutorial": author_cases.tutorial,
+    "new-script": author_cases.written,
     "toolstack": toolstack_cases.beside_xl,
     "ways": toolstack_cases.three_ways,
     "along": toolstack_cases.taken_along,
