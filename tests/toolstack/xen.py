@@ -126,7 +126,7 @@ def make_xen(directory: Path, socket: Path, system: str = "linux") -> Iterator[X
         run_dir=os.fsencode(host.run_dir),
         lock_dir=os.fsencode(host.lock_dir),
     )
-    with Connection.open(time.monotonic() + 20, environ) as store:
+    with Connection.open(time.monotonic() + 120, environ) as store:  # for as long as a test lasts
         store.mkdir(b"/local/domain/0/backend")
         for domid, name in ((5, b"web"), (6, b"mail")):
             create_guest(store, Guest(domid, name, UUID % domid))
