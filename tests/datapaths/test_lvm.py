@@ -28,6 +28,12 @@ def device_of(done: Result) -> str:
     return device
 
 
+def quiet(done: Result) -> None:
+    """The script succeeded without a word, but for what it had to wait for on a busy machine."""
+    assert done.status == 0
+    assert [line for line in done.output.splitlines() if ": waiting for " not in line] == []
+
+
 def refused(done: Result, *words: str) -> None:
     """The script refused with one sentence that has these words; the guest has nothing."""
     assert done.status == 1
@@ -263,7 +269,7 @@ class TestSnapshot:
             model.state["groups"]["vg-1"] = model.state["groups"].pop("vg-0")
         for domid in (5, 6):
             done = lvm.disk("vg-0/golden@", domid).remove()
-            assert (done.status, done.output) == (0, "")
+            quiet(done)
         with lvm.model as model:
             assert sorted(model.state["groups"]["vg-1"]["volumes"]) == [
                 "golden",
@@ -411,7 +417,7 @@ class TestTakingBack:
             subprocess.run([lvm.model.folder / "bin" / program[0], *program[1:], "vg-0/web"], check=True)
         disk.forget()
         done = disk.remove()
-        assert (done.status, done.output) == (0, "")
+        quiet(done)
         assert lvm.left() == NOTHING
 
     @pytest.mark.parametrize("target", ["vg-0/web", "vg-0/golden@"])
