@@ -209,15 +209,22 @@ class TestSharing:
         refused(nbd.disk(f"qcow2:{base}", 7).add(), f"{base} is locked by qemu-nbd")
         assert nbd.disk(f"qcow2:{base}", 8, "r").add().status == 0
 
-    def test_a_data_file_belongs_to_the_image(self, nbd: Nbd) -> None:
-        image, data = nbd.host.directory / "a.qcow2", nbd.host.directory / "a.data"
-        nbd.img("create", "-q", "-f", "qcow2", "-o", f"data_file={data},data_file_raw=on", str(image), "4M")
-        custom, nbd.host.script = nbd.host.script, nbd.host.directory / "block"
-        reader = nbd.disk(str(data), 7, "r")
-        reader.add()
+    @pytest.mark.parametrize(
+        ("form", "options", "part"),
+        [
+            ("qcow2", "data_file={folder}/a.data,data_file_raw=on", "a.data"),
+            ("vmdk", "subformat=monolithicFlat", "a-flat.vmdk"),
+        ],
+    )
+    def test_a_data_file_belongs_to_the_image(self, nbd: Nbd, form: str, options: str, part: str) -> None:
+        folder = nbd.host.directory
+        image, data = folder / f"a.{form}", folder / part
+        nbd.img("create", "-q", "-f", form, "-o", options.format(folder=folder), str(image), "4M")
+        custom, nbd.host.script = nbd.host.script, folder / "block"
+        nbd.disk(str(data), 7, "r").add()
         nbd.host.script = custom
-        refused(nbd.disk(f"qcow2:{image}").add(), f"{data} is in use by guest 7")
-        assert nbd.disk(f"qcow2:{image}", mode="r").add().status == 0
+        refused(nbd.disk(f"{form}:{image}").add(), f"{data} is in use by guest 7")
+        assert nbd.disk(f"{form}:{image}", mode="r").add().status == 0
 
     def test_only_raw_is_for_two_writers(self, nbd: Nbd) -> None:
         """The exclamation mark is the user's word that both know how to share; a format's own layout does not."""
@@ -305,6 +312,15 @@ class TestServers:
             refused(nbd.disk(uri, 7).add(), "in use by guest")
             assert [disk.remove().status for disk in disks] == [0, 0]
         assert nbd.left() == []
+
+    def test_the_same_vm_moves(self, nbd: Nbd) -> None:
+        """Live migration on one host: two domains, one vm, one export."""
+        path, image = nbd.host.directory / "socket", nbd.image()
+        with served("-k", str(path), "-f", "qcow2", str(image)):
+            until(path.is_socket)
+            for domid in (5, 6):
+                nbd.host.domain(domid, vm="/vm/one")
+                assert nbd.host.vbd(domid, f"nbd+unix:///?socket={path}").add().status == 0
 
     def test_a_server_that_comes_back(self, nbd: Nbd) -> None:
         """The guest's disk goes on: what it asks meanwhile waits."""

@@ -411,7 +411,7 @@ class Claim:
     def _claim(self, said: str, kind: str, shown_as: bytes, writable: bool) -> "_Claimed":
         opened = None
         if said.startswith("/"):
-            opened = self._run.platform.open_target(_bytes(said), False)
+            opened = self._run.platform.open_target(_bytes(said), False, 1)
             status = opened.stat
             identity = ("device", status.st_rdev) if opened.kind != FILE else (status.st_dev, status.st_ino)
             said = f"{identity[0]} {identity[1]}"

@@ -12,6 +12,7 @@ from vbdkit.protocol.failure import Failure
 
 FILE = "file"
 DEVICE = "device"
+SECTOR = 512
 
 _KINDS = (
     (_stat.S_ISDIR, "a directory"),
@@ -43,12 +44,19 @@ class Target:
                 pass  # nothing was written through it, and the disk may be published by now
 
 
-def open_target(text: bytes, writable: bool, character_devices: bool = False, open_devices: bool = True) -> Target:
+def open_target(
+    text: bytes,
+    writable: bool,
+    smallest: int = SECTOR,
+    character_devices: bool = False,
+    open_devices: bool = True,
+) -> Target:
     """Open what a disk's target names.
 
     A relative name stands under /dev, as in the stock scripts. A plain file is opened for what the mode
     asks; a device for reading only, since closing a device that was open for writing makes udev probe it.
-    ``character_devices``: whether these serve as disks too (FreeBSD). ``open_devices``: without it a device has no
+    ``smallest``: what a file must have at least, in bytes; less than a sector where it is no disk, but says where one
+    is. ``character_devices``: whether these serve as disks too (FreeBSD). ``open_devices``: without it a device has no
     descriptor and only its status (NetBSD). Raises Failure.
     """
     path = text if text.startswith(b"/") else b"/dev/" + text
@@ -68,7 +76,7 @@ def open_target(text: bytes, writable: bool, character_devices: bool = False, op
     try:
         if _kind(path, target.stat, character_devices) != kind:
             raise Failure("{path} changed while it was opened; try again", path=path)
-        if kind == FILE and target.stat.st_size < 512:
+        if kind == FILE and target.stat.st_size < smallest:
             what = "is empty" if target.stat.st_size == 0 else f"has {target.stat.st_size} bytes"
             raise Failure(
                 "{path} " + what + ": a disk needs at least one sector of 512 bytes (truncate -s 1G {path} makes one)",

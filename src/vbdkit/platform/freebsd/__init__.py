@@ -11,7 +11,7 @@ from vbdkit.platform.bsd import PLACE, identity_of
 from vbdkit.platform.freebsd.geom import geoms
 from vbdkit.platform.freebsd.stack import GeomChain, Stack, refuse_lost
 from vbdkit.platform.programs import limit
-from vbdkit.platform.target import FILE, Target, status_of
+from vbdkit.platform.target import FILE, SECTOR, Target, status_of
 from vbdkit.platform.target import open_target as _open_target
 from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import PHYSICAL_DEVICE_PATH
@@ -57,10 +57,10 @@ _UNCHANGEABLE = 0x00000002 | 0x00000004 | 0x00020000 | 0x00040000
 configure = PLACE.configure
 
 
-def open_target(text: bytes, writable: bool) -> Target:
+def open_target(text: bytes, writable: bool, smallest: int = SECTOR) -> Target:
     """Open what the user named; character devices are disks here. Raises Failure."""
     try:
-        return _open_target(text, writable, character_devices=True)
+        return _open_target(text, writable, smallest, character_devices=True)
     except Failure:
         if writable:
             _refuse_flags(text)

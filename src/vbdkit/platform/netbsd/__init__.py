@@ -13,7 +13,7 @@ from vbdkit.platform.netbsd import vnd
 from vbdkit.platform.netbsd.stack import Stack, VndChain
 from vbdkit.platform.netbsd.system import Facts, file_under, vnds
 from vbdkit.platform.programs import limit
-from vbdkit.platform.target import Target, explained, status_of
+from vbdkit.platform.target import SECTOR, Target, explained, status_of
 from vbdkit.platform.target import open_target as _open_target
 from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, VND
@@ -65,9 +65,9 @@ def configure(physical_device: bytes = DECIMAL, dev: bytes = b"", programs: byte
     PLACE.configure(dev, programs)
 
 
-def open_target(text: bytes, writable: bool) -> Target:
+def open_target(text: bytes, writable: bool, smallest: int = SECTOR) -> Target:
     """Open what the user named; a device is only looked at. Raises Failure."""
-    return _open_target(text, writable, open_devices=False)
+    return _open_target(text, writable, smallest, open_devices=False)
 
 
 def device(target: Target, writable: bool) -> Backing:
