@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.custom.conftest import LOOP, Author, copies, loops_left
 from tests.host import SOURCE, Disk, Result, backing_file, bound_loops
-from tests.images import make_image
+from tests.images import losetup, make_image
 
 
 def refused(result: Result, *words: str) -> None:
@@ -147,6 +148,53 @@ class TestSharing:
         first.remove()
         assert author.host.disk(6, image).add().status == 0
 
+    @pytest.mark.parametrize("how", ["file", "hard link", "loop device"])
+    def test_o1_block_too_refuses_what_an_identity_names(
+        self, author: Author, image: Path, tmp_path: Path, how: str
+    ) -> None:
+        """A packed image that is unpacked for a guest is that guest's, whoever asks for it."""
+        block = author.host.script
+        first = author.disk(copies(tmp_path, 'target["file"]'), image)
+        assert first.add().status == 0
+        author.host.script = block
+        asked = image
+        if how == "hard link":
+            asked = tmp_path / "link.img"
+            asked.hardlink_to(image)
+        elif how == "loop device":
+            asked = Path(losetup("--find", "--show", str(image)))
+        other = author.host.disk(6, asked)
+        refused(other.add(), f"{asked} is in use by guest 5 (guest5) as its disk xvda, read-write")
+        assert first.remove().status == 0
+        assert other.add().status == 0, "given back"
+        assert other.remove().status == 0
+        if how == "loop device":
+            losetup("-d", str(asked))
+        assert list((author.host.run_dir / ".holds").iterdir()) == []
+
+    def test_o1_block_refuses_it_while_the_script_is_at_work(self, author: Author, image: Path, tmp_path: Path) -> None:
+        block = author.host.script
+        body = copies(tmp_path, 'target["file"]').replace(
+            'self.tool("cp"', 'self.tool("sleep", "2")\n        self.tool("cp"'
+        )
+        first = author.disk(body, image).start("add")
+        marker = author.host.run_dir / ".holds/vbd-5-51712"
+        end = time.monotonic() + 10
+        while not marker.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        author.host.script = block
+        refused(author.host.disk(6, image).add(), "is in use by guest 5")
+        first.communicate(timeout=60)
+        assert first.returncode == 0
+
+    def test_o2_block_may_read_what_is_only_read(self, author: Author, image: Path, tmp_path: Path) -> None:
+        block = author.host.script
+        assert author.disk(copies(tmp_path, 'target["file"]'), image, mode="r").add().status == 0
+        author.host.script = block
+        assert author.host.disk(6, image, mode="r").add().status == 0
+        refused(author.host.disk(7, image).add(), "or ask for it read-only")
+
     def test_o2_readers_bear_readers(self, author: Author, image: Path, tmp_path: Path) -> None:
         body = copies(tmp_path)
         for domid in (5, 6):
@@ -214,9 +262,10 @@ class TestSharing:
         assert disk.remove().status == 0
         assert author.host.disk(6, image).add().status == 0
 
-    def test_sixteen_at_once(self, author: Author, image: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("identity", ['"share " + target["file"]', 'target["file"]'], ids=["a name", "a path"])
+    def test_sixteen_at_once(self, author: Author, image: Path, tmp_path: Path, identity: str) -> None:
         """Exactly one wins, though all pass the first look."""
-        author.write(copies(tmp_path))
+        author.write(copies(tmp_path, identity))
         disks = [author.host.disk(domid, image) for domid in range(5, 21)]
         running = [disk.start("add") for disk in disks]
         for process in running:

@@ -63,6 +63,7 @@ def _shared(check: Verdicts, packed: Path, file: Path) -> None:
     with alice.having(check, packed, reads=True, more=more):
         for name in (packed, link):
             bob.may_not_have(check, name, r"\(alice\) as its disk xvdb", more=more)
+            bob.may_not_have(check, name, r"\(alice\) as its disk xvdb")
         bob.may_not_have(check, file, r"\(alice\) as its disk xvdb")
     with bob.having(check, link, reads=True, more=more):
         pass

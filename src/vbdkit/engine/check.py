@@ -76,6 +76,11 @@ def examine(
         from vbdkit.engine.forgotten import forgotten
 
         users += forgotten(store, platform, records, missed, chain)
+    holding = records.holding()
+    if holding:
+        from vbdkit.engine.holds import holders
+
+        users += holders(store, platform, records, holding, root, _name(own, root), chain)
     users += platform.local_users(chain, target, users)
     return Finding(chain, users, same_vm(store, domid, users))
 
@@ -84,12 +89,11 @@ def _missed(
     names: "list[bytes]", disks: "list[Disk]", root: bytes, own: bytes, platform: "ModuleType"
 ) -> "list[bytes]":
     """Return the vbds that have a record, but no device as far as the store knows, and perhaps do have one."""
-    behind = len(root) + 1
-    asking = own[behind:].replace(b"/", b"-")
+    asking = _name(own, root)
     others = [name for name in names if name != asking]
     if not others:
         return []
-    connected = {path[behind:].replace(b"/", b"-"): identity is not None for path, identity in disks}
+    connected = {_name(path, root): identity is not None for path, identity in disks}
     missed = []
     for name in others:
         known = connected.get(name)
@@ -99,3 +103,8 @@ def _missed(
             if driven or (driven is None and known is None):
                 missed.append(name)
     return missed
+
+
+def _name(path: bytes, root: bytes) -> bytes:
+    """Return a vbd's name, as its record has it, from its backend path."""
+    return path[len(root) + 1 :].replace(b"/", b"-")

@@ -9,8 +9,9 @@ import errno
 import posix
 import time
 
-from vbdkit.engine.flock import close, free
+from vbdkit.engine.flock import close
 from vbdkit.engine.forgotten import may_have
+from vbdkit.engine.holds import look
 from vbdkit.engine.record import NEW
 from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.mode import parse_mode
@@ -153,19 +154,4 @@ def others(run: "Run") -> "Iterator[tuple[Vbd, dict[str, str], bool]]":
             continue
         vbd = parse_name(file)
         if vbd is not None:
-            yield vbd, *_look(run, vbd, file)
-
-
-def _look(run: "Run", vbd: "Vbd", file: bytes) -> "tuple[dict[str, str], bool]":
-    """Return what a record says now, and whether somebody holds it. Raises Failure for one that cannot be read."""
-    try:
-        fd = posix.open(
-            run.records.directory + b"/" + file, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
-        )
-    except FileNotFoundError:
-        return {}, False
-    try:
-        facts: dict[str, str] = run.records.facts(fd, vbd.name)
-        return facts, not free(fd)
-    finally:
-        close(fd)
+            yield vbd, *look(run.records, vbd.name)

@@ -25,7 +25,9 @@ from vbdkit.engine.datapath import Datapath
 from vbdkit.engine.deliver import PATH_ONLY, publish_path
 from vbdkit.engine.doubt import came_through
 from vbdkit.engine.guests import describe, guests_of, same_vm
+from vbdkit.engine.holds import hold_text, holders
 from vbdkit.engine.lock import Lock
+from vbdkit.engine.record import HOLDS
 from vbdkit.platform.target import FILE
 from vbdkit.protocol.failure import Failure, shown
 from vbdkit.protocol.nodes import (
@@ -40,7 +42,7 @@ from vbdkit.protocol.nodes import (
     STATE,
 )
 from vbdkit.protocol.syntax import parse_target
-from vbdkit.storage.chain import ITSELF, Chain
+from vbdkit.storage.chain import BLOCK, ITSELF, Chain
 from vbdkit.xenstore.client import Connection, StoreError
 
 TYPE_CHECKING = False
@@ -300,6 +302,8 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
         opened: Target | None = None
         try:
             run.guard.resume()
+            if HOLDS in facts:
+                run.records.hold(vbd.name)  # before the look at what others hold
             if mode.checked:
                 claim.check(store, local=True)
             run.deadline -= _FOR_UNDO * max(0.0, run.deadline - time.monotonic())
@@ -393,6 +397,7 @@ class Claim:
         """Ask for it, and open the files and devices that it names."""
         self._run = run
         self._claimed: list[_Claimed] = []
+        self._holds: list[tuple[tuple[int, int], bool]] = []
         self.facts: dict[str, str] = {}
         try:
             with Authors("identity"):
@@ -407,14 +412,17 @@ class Claim:
         except BaseException:
             self.close()
             raise
+        if self._holds:
+            self.facts[HOLDS] = hold_text(self._holds)
 
     def _claim(self, said: str, kind: str, shown_as: bytes, writable: bool) -> "_Claimed":
         opened = None
         if said.startswith("/"):
             opened = self._run.platform.open_target(_bytes(said), False, 1)
             status = opened.stat
-            identity = ("device", status.st_rdev) if opened.kind != FILE else (status.st_dev, status.st_ino)
+            identity = (BLOCK, status.st_rdev) if opened.kind != FILE else (status.st_dev, status.st_ino)
             said = f"{identity[0]} {identity[1]}"
+            self._holds.append((identity, writable))
         else:
             said = f"{kind} {said}"
         claimed = _Claimed(said, shown_as, writable, opened)
@@ -440,6 +448,8 @@ class Claim:
             chain = run.platform.chain(claimed.opened)
             users = guests_of(store, run.vbd.root, run.vbd.path, run.platform, chain)
             describe(store, users)
+            own = run.vbd.name.encode("ascii")
+            users += holders(store, run.platform, run.records, run.records.holding(), run.vbd.root, own, chain)
             found = Finding(chain, users, same_vm(store, run.vbd.domid, users))
         _refuse(run, found, claimed.writable)
 

@@ -18,6 +18,9 @@ from vbdkit.protocol.failure import Failure
 VERSION = "vbdkit 1"
 # Emptied at each boot, as what it speaks of is. Only Linux has /run.
 RUN_DIR = b"/run/vbdkit" if sys.platform == "linux" else b"/var/run/vbdkit"
+# The fact that names what a custom script holds, and the folder that says whose records have it (engine.holds).
+HOLDS = "holds"
+_HOLDING = b"/.holds"
 # How a record is named before it is whole.
 NEW = b".new"
 # Not through a link, and without waiting for the other end of a FIFO that stands in a record's place.
@@ -49,6 +52,22 @@ class Records:
             return name
         place = posix.stat(self.directory)
         return f"{name}@{place.st_dev:x}:{place.st_ino:x}"
+
+    def holding(self) -> "list[bytes]":
+        """Return the names of all vbds whose script holds files or devices (``engine.holds``). Raises OSError."""
+        try:
+            return posix.listdir(self.directory + _HOLDING)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def hold(self, name: str) -> None:
+        """Say that a vbd's record has HOLDS. Raises OSError."""
+        folder = self.directory + _HOLDING
+        try:
+            posix.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+        posix.close(posix.open(folder + b"/" + name.encode("ascii"), _WRITE, 0o600))
 
     def names(self) -> "list[bytes]":
         """Return the names of all vbds that have a record. Raises OSError."""
@@ -196,10 +215,12 @@ class Record:
 
     def remove(self) -> None:
         """Remove the file; one that is not there is no error. Raises OSError."""
-        try:
-            posix.unlink(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
+        folder, _, name = self.path.rpartition(b"/")
+        for path in (folder + _HOLDING + b"/" + name, self.path) if HOLDS in self.facts else (self.path,):
+            try:
+                posix.unlink(path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
 
     def close(self) -> None:
         """Let go of the file, which stays."""
