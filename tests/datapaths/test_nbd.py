@@ -165,7 +165,7 @@ class TestSharing:
         for name, mode in ((image, "w"), (link, "w"), (link, "r")):
             refused(nbd.disk(f"qcow2:{name}", 6, mode).add(), "is in use by guest 5 (guest5) as its disk xvda")
         nbd.host.script = nbd.host.directory / "block"
-        refused(nbd.disk(str(link), 6).add(), f"{link} is locked by qemu-nbd")
+        refused(nbd.disk(str(link), 6).add(), f"{link} is in use by guest 5 (guest5) as its disk xvda")
         assert nbd.free() == ["nbd1", "nbd2"]
 
     def test_what_others_have(self, nbd: Nbd) -> None:
@@ -206,7 +206,7 @@ class TestSharing:
         writer.remove()
         disks = [nbd.disk(f"qcow2:{top}", domid) for domid, top in enumerate(tops, 5)]
         assert [first(device_of(disk.add())) for disk in disks] == [b"first sector"] * 2
-        refused(nbd.disk(f"qcow2:{base}", 7).add(), f"{base} is locked by qemu-nbd")
+        refused(nbd.disk(f"qcow2:{base}", 7).add(), f"{base} is in use by guest 5 (guest5) as its disk xvda, read-only")
         assert nbd.disk(f"qcow2:{base}", 8, "r").add().status == 0
 
     @pytest.mark.parametrize(
