@@ -56,7 +56,7 @@ def images(check: Verdicts) -> None:
         with alice.having(check, f"qcow2:{top}", reads=True):
             bob.may_not_have(check, f"qcow2:{top}", "alice")
             bob.may_not_have(check, f"qcow2:{alias}", "alice", access="r")
-            bob.may_not_have(check, f"qcow2:{base}", "qemu-nbd")
+            bob.may_not_have(check, f"qcow2:{base}", "alice")
             bob.may_have(check, f"qcow2:{base}", access="r")
             bob.may_have(check, f"qcow2:{other}")
             bob.script = ""
