@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     from vbdkit.platform.target import Target
     from vbdkit.xenstore.client import Connection
 
-_NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
+# What an add goes by, in the order in which it reads them: what is asked, and how things stand.
+REQUEST = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
 
 
 def add(run: "Run") -> None:
     """Attach the vbd of this run. Raises Failure, StoreError or OSError; then nothing is left attached."""
     store, vbd = run.store, run.vbd
     assert store is not None
-    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in _NODES])
+    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in REQUEST])
     published = number or path
     if published and status == CONNECTED and state != INIT_WAIT:
         # I5: `add` again for a disk that the guest has already. The driver refuses a change now.

@@ -9,7 +9,7 @@ import syslog
 import time
 
 from vbdkit.engine import publish
-from vbdkit.engine.attach import asked, clear, summary, undo
+from vbdkit.engine.attach import REQUEST, asked, clear, summary, undo
 from vbdkit.engine.check import Finding, examine
 from vbdkit.engine.claims import (
     FACT,
@@ -22,7 +22,7 @@ from vbdkit.engine.claims import (
     wait_for_orphan,
 )
 from vbdkit.engine.datapath import Datapath
-from vbdkit.engine.deliver import PATH_ONLY, publish_path
+from vbdkit.engine.deliver import left_to_toolstack, publish_path
 from vbdkit.engine.doubt import came_through
 from vbdkit.engine.guests import describe, guests_of, same_vm
 from vbdkit.engine.holds import hold_text, holders
@@ -30,17 +30,7 @@ from vbdkit.engine.lock import Lock
 from vbdkit.engine.record import HOLDS
 from vbdkit.platform.target import FILE
 from vbdkit.protocol.failure import Failure, shown
-from vbdkit.protocol.nodes import (
-    CONNECTED,
-    HOTPLUG_ERROR,
-    HOTPLUG_STATUS,
-    INIT_WAIT,
-    MODE,
-    PARAMS,
-    PHYSICAL_DEVICE,
-    PHYSICAL_DEVICE_PATH,
-    STATE,
-)
+from vbdkit.protocol.nodes import CONNECTED, INIT_WAIT
 from vbdkit.protocol.syntax import parse_target
 from vbdkit.storage.chain import BLOCK, ITSELF, Chain
 from vbdkit.xenstore.client import Connection, StoreError
@@ -66,7 +56,6 @@ _LATE = 0.2
 _FOR_UNDO = 0.2
 # Of what is kept for the last words, what an undo that hangs leaves of it.
 _AFTER_UNDO = 0.6
-_NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
 _PACKAGE = __file__.rpartition("engine/")[0]
 # An author's facts in a record, apart from ours.
 _OWN = "x."
@@ -272,7 +261,7 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
     """Attach the vbd of this run. Raises Failure, StoreError or OSError; then nothing is left attached."""
     store, vbd = run.store, run.vbd
     assert store is not None
-    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in _NODES])
+    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in REQUEST])
     published = number or path
     if published and status == CONNECTED and state != INIT_WAIT:
         run.log(syslog.LOG_INFO, f"is attached already ({shown(published)})")
@@ -328,7 +317,7 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
                     _refuse(run, found, mode.writable)
                 run.forget = True  # from here on a failure may leave nodes behind
                 nodes = run.platform.nodes(backing)
-                if run.environ.get(PATH_ONLY[0]) == PATH_ONLY[1] and nodes[-1][0] != PHYSICAL_DEVICE_PATH:
+                if left_to_toolstack(run, nodes):
                     publish_path(run, backing.device)
                     run.guard.settle()
                 else:

@@ -8,21 +8,11 @@ device: the lock is held for check and publication only, unless the script itsel
 import syslog
 
 from vbdkit.engine import publish
-from vbdkit.engine.attach import asked, check, clear
+from vbdkit.engine.attach import REQUEST, asked, check, clear
 from vbdkit.engine.lock import Lock
 from vbdkit.platform.target import FILE
 from vbdkit.protocol.failure import Failure, shown
-from vbdkit.protocol.nodes import (
-    CONNECTED,
-    HOTPLUG_ERROR,
-    HOTPLUG_STATUS,
-    INIT_WAIT,
-    MODE,
-    PARAMS,
-    PHYSICAL_DEVICE,
-    PHYSICAL_DEVICE_PATH,
-    STATE,
-)
+from vbdkit.protocol.nodes import CONNECTED, INIT_WAIT, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +21,8 @@ if TYPE_CHECKING:
     from vbdkit.platform.target import Target
     from vbdkit.protocol.mode import Mode
 
-_NODES = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
 # What a toolstack sets that publishes by itself what a script has put into physical-device-path (G1).
-PATH_ONLY = (b"VBDKIT_PUBLISH", b"path")
+_PATH_ONLY = (b"VBDKIT_PUBLISH", b"path")
 
 
 def deliver(run: "Run", device: bytes, script: bytes, lock: "Lock | None") -> None:
@@ -43,7 +32,7 @@ def deliver(run: "Run", device: bytes, script: bytes, lock: "Lock | None") -> No
     """
     store, vbd = run.store, run.vbd
     assert store is not None
-    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in _NODES])
+    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in REQUEST])
     if not device:
         raise Failure("{script} named no device for its disk (write_dev without a name)", script=script)
     again = (number or path) and status == CONNECTED and state != INIT_WAIT
@@ -69,7 +58,7 @@ def deliver(run: "Run", device: bytes, script: bytes, lock: "Lock | None") -> No
             facts[key] = value.decode("utf-8", "surrogateescape")
         record = run.records.begin(vbd.name, facts)
         try:
-            if run.environ.get(PATH_ONLY[0]) == PATH_ONLY[1] and nodes[-1][0] != PHYSICAL_DEVICE_PATH:
+            if left_to_toolstack(run, nodes):
                 publish_path(run, target.path)
                 run.log(syslog.LOG_INFO, f"{shown(device)} is left to the toolstack to check and publish")
             elif lock is None:
@@ -117,6 +106,11 @@ def _publish(
     publish.connected(run, run.store, params, nodes, clear_error, lock)
     unchecked = "" if mode.checked else ", not checked for other users (!)"
     run.log(syslog.LOG_INFO, f"{shown(target.path)} attached for {shown(params)} ({mode}){unchecked}")
+
+
+def left_to_toolstack(run: "Run", nodes: "list[tuple[bytes, bytes]]") -> bool:
+    """Whether the toolstack checks and publishes what a script makes (G1). Never where the driver wakes at the path."""
+    return run.environ.get(_PATH_ONLY[0]) == _PATH_ONLY[1] and nodes[-1][0] != PHYSICAL_DEVICE_PATH
 
 
 def publish_path(run: "Run", device: bytes) -> None:
