@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.host import SOURCE, bound_loops
 from tests.stores import Store, running_store
+from tests.waiting import PATIENCE, until
 from vbdkit.protocol.nodes import CLOSED, HOTPLUG_STATUS, INIT_WAIT, STATE
 from vbdkit.toolstack.nodes import Disk, Guest, add_disk, create_guest, remove_disk
 from vbdkit.xenstore.client import Connection, StoreError
@@ -25,15 +26,6 @@ from vbdkit.xenstore.embedded.permissions import Quota
 DOMID = 7
 # Where no script is: what is called so is vbdkit's own there.
 BLOCK = b"/none/scripts/block"
-PATIENCE = 30.0
-
-
-def until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not in {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 class DriverDomain:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.driverdomain import until
 from tests.host import PYTHON, SOURCE, Disk, Host, bound_loops, host
 from tests.images import image, make_image
+from tests.waiting import until
 
 __all__ = ["host", "image"]  # fixtures
 

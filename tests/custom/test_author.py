@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.custom.conftest import LOOP, Author, copies, loops_left
-from tests.driverdomain import until
 from tests.host import Host, backing_file, bound_loops
 from tests.images import make_image
 from tests.platform.models.freebsd import Freebsd
 from tests.platform.models.netbsd import Netbsd
 from tests.toolstack.xen import Xen, make_xen
+from tests.waiting import until
 from vbdkit.protocol.failure import Failure
 from vbdkit.toolstack import netbsd_host
 from vbdkit.toolstack.ways import manifest

@@ -1,7 +1,6 @@
 """What disks of one kind have in common, which the last one takes back; and what a killed script has left at work."""
 
 import itertools
-import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from tests.custom.conftest import Author
 from tests.host import bound_loops
 from tests.images import make_image
+from tests.waiting import until
 
 # A session with a server, as iSCSI has them, stands for whatever the first disk begins and the last one ends.
 SESSION = '''
@@ -114,10 +114,7 @@ class TestAKilledScript:
         body = SLOW.replace("{held}", str(folder / "held")).replace("{made}", str(folder / "made"))
         self.disk = author.disk(body, make_image(folder / "disk.img"))
         adding = self.disk.start("add")
-        end = time.monotonic() + 30
-        while not (folder / "held").exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until((folder / "held").exists, "the program is at work")
         adding.kill()
         adding.communicate(timeout=30)
 
@@ -138,10 +135,7 @@ class TestAKilledScript:
         assert adding.stdout is not None
         assert b"waiting for the end of process" in adding.stdout.readline()
         (tmp_path / "held").unlink()
-        end = time.monotonic() + 30
-        while not (tmp_path / "held").exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until((tmp_path / "held").exists, "the program is at work")
         assert not (tmp_path / "made").exists(), "the killed one's work was not taken back before the next"
         (tmp_path / "held").unlink()
         adding.communicate(timeout=60)

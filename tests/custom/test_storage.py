@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tests.custom.conftest import LOOP, Author, copies, loops_left
 from tests.host import SOURCE, Disk, Result, backing_file, bound_loops
 from tests.images import losetup, make_image
+from tests.waiting import until
 
 
 def refused(result: Result, *words: str) -> None:
@@ -179,10 +179,7 @@ class TestSharing:
         )
         first = author.disk(body, image).start("add")
         marker = author.host.run_dir / ".holds/vbd-5-51712"
-        end = time.monotonic() + 10
-        while not marker.exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(marker.exists, "the add holds it")
         author.host.script = block
         refused(author.host.disk(6, image).add(), "is in use by guest 5")
         first.communicate(timeout=60)

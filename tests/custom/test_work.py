@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.custom.conftest import LOOP, Author, copies, loops_left
-from tests.driverdomain import until
 from tests.faults.test_gc import found, gc
 from tests.host import SOURCE, Disk, bound_loops
+from tests.waiting import until
 
 # Notes that it has begun, runs a shell program, and notes that it was taken back.
 PROGRAM = '''

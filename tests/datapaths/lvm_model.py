@@ -228,9 +228,11 @@ def main(folder: str, program: str) -> None:
     model = Model(Path(folder))
     step = f"{program}-{sys.argv[1]}" if program == "dmsetup" else program
     hold(model, "before", step)
-    with model:
-        globals()[program](model, sys.argv[1:])
-    hold(model, "after", step)
+    try:
+        with model:
+            globals()[program](model, sys.argv[1:])
+    finally:
+        hold(model, "after", step)
 
 
 def hold(model: Model, when: str, program: str) -> None:

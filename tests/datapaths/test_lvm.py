@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tests.datapaths.conftest import LvmHost, read
 from tests.host import Disk, Result
 from tests.images import losetup
+from tests.waiting import until
 from tests.xenrig.lvm_facts import facts
 from vbdkit.datapaths import load
 from vbdkit.engine.leftovers import COLLECTED, Collection
@@ -191,6 +191,22 @@ class TestSharing:
             running = [disk.start(command) for disk in disks]
             said = [process.communicate(timeout=120)[0] for process in running]
             assert [process.returncode for process in running] == [0] * 5, said
+        assert lvm.left() == NOTHING
+
+    def test_a_reader_that_leaves_while_another_lets_the_volume_go(self, lvm: LvmHost) -> None:
+        """Its view keeps the volume from going, and is gone by the time that anybody looks: the other tries again."""
+        disks = [lvm.disk("vg-0/web", domid, "r") for domid in (5, 6)]
+        for disk in disks:
+            device_of(disk.add())
+        slow, held_slow = held_at(lvm, disks[0], "remove", "before", "dmsetup-remove")
+        quick, held_quick = held_at(lvm, disks[1], "remove", "after", "lvchange")
+        held_slow.unlink()
+        with_view = f"{disks[0].domid}-51712"
+        until(lambda: not any(name.endswith(with_view) for name in lvm.active()), "the view goes")
+        held_quick.unlink()
+        for process in (quick, slow):
+            said = process.communicate(timeout=60)[0]
+            assert process.returncode == 0, said
         assert lvm.left() == NOTHING
 
 
@@ -482,16 +498,18 @@ def begin(
     lvm: LvmHost, target: str, mode: str, program: str, when: str
 ) -> tuple[Disk, "subprocess.Popen[bytes]", Path]:
     """Start an add and return once its program waits; it goes on when the file that is returned is gone."""
-    (lvm.model.folder / f"hold-{when}-{program}").touch()
     disk = lvm.disk(target, mode=mode)
-    adding = disk.start("add")
+    return disk, *held_at(lvm, disk, "add", when, program)
+
+
+def held_at(lvm: LvmHost, disk: Disk, command: str, when: str, program: str) -> tuple["subprocess.Popen[bytes]", Path]:
+    """Start a command of a disk's and return once its program waits, as ``begin`` does."""
+    (lvm.model.folder / f"hold-{when}-{program}").touch()
+    running = disk.start(command)
     held = lvm.model.folder / f"held-{program}"
-    end = time.monotonic() + 30
-    while not held.exists():
-        assert adding.poll() is None, adding.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return disk, adding, held
+    until(lambda: held.exists() or running.poll() is not None, "the program waits")
+    assert held.exists(), running.communicate()[0]
+    return running, held
 
 
 def test_the_model_is_held_to_what_lvm2_does(lvm: LvmHost) -> None:

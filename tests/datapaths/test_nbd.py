@@ -9,8 +9,7 @@ import os
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from tests.datapaths.nbd_host import Nbd, host, nbd
 from tests.faults.test_gc import gc
 from tests.host import PYTHON, Disk, Result
 from tests.images import losetup, make_image
+from tests.waiting import until
 from vbdkit.datapaths.nbd import Nbd as Storage
 from vbdkit.datapaths.nbd.target import FORMATS, image_options, parse_uri
 from vbdkit.protocol.disk import parse_disk
@@ -46,14 +46,6 @@ def first(device: str) -> bytes:
     """How a device begins."""
     with open(device, "rb") as file:
         return file.read(12)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 class TestImages:
@@ -287,7 +279,7 @@ class TestServers:
         path = nbd.host.directory / "a server"
         uri = f"nbd+unix:///my%20disk?socket={str(path).replace(' ', '%20')}"
         with served("-k", str(path), "-x", "my disk", "-f", "qcow2", str(nbd.image())) as server:
-            until(path.is_socket)
+            until(path.is_socket, "its socket")
             disk = nbd.disk(uri)
             assert first(device_of(disk.add())) == b"first sector"
             link = path.with_name("link")
@@ -306,7 +298,7 @@ class TestServers:
         uri = f"nbd://127.0.0.1:{port}/disk"
         refused(nbd.disk(uri).add(), f"qemu-nbd does not serve 127.0.0.1:{port}: ", "Connection refused")
         with served("-b", "127.0.0.1", "-p", str(port), "-x", "disk", "-f", "qcow2", str(nbd.image())):
-            until(lambda: listens(port))
+            until(lambda: listens(port), "its port")
             disks = [nbd.disk(uri, domid, "r") for domid in (5, 6)]
             assert [first(device_of(disk.add())) for disk in disks] == [b"first sector"] * 2
             refused(nbd.disk(uri, 7).add(), "in use by guest")
@@ -317,7 +309,7 @@ class TestServers:
         """Live migration on one host: two domains, one vm, one export."""
         path, image = nbd.host.directory / "socket", nbd.image()
         with served("-k", str(path), "-f", "qcow2", str(image)):
-            until(path.is_socket)
+            until(path.is_socket, "its socket")
             for domid in (5, 6):
                 nbd.host.domain(domid, vm="/vm/one")
                 assert nbd.host.vbd(domid, f"nbd+unix:///?socket={path}").add().status == 0
@@ -328,11 +320,11 @@ class TestServers:
         words = ("-k", str(path), "-x", "disk", "-f", "qcow2", str(image))
         disk = nbd.disk(f"nbd+unix:///disk?socket={path}")
         with served(*words):
-            until(path.is_socket)
+            until(path.is_socket, "its socket")
             device = device_of(disk.add())
         path.unlink()
         with served(*words):
-            until(path.is_socket)
+            until(path.is_socket, "its socket")
             with open(device, "rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 assert file.read(12) == b"first sector"
@@ -415,7 +407,7 @@ class TestKilled:
         nbd.write_script(program)
         disk = nbd.disk(f"qcow2:{nbd.image()}")
         process = disk.start("add", output=subprocess.DEVNULL)
-        until(lambda: any(catches(pid, signal.SIGTERM) for pid in nbd.servers()))
+        until(lambda: any(catches(pid, signal.SIGTERM) for pid in nbd.servers()), "it catches SIGTERM")
         process.kill()
         process.wait()
         assert disk.remove().status == 0
@@ -453,7 +445,7 @@ class TestKilled:
             assert device_of(nbd.disk(f"qcow2:{nbd.image('third')}", 6).add()) == f"{nbd.root}/dev/nbd1"
         finally:
             os.kill(theirs, signal.SIGTERM)
-            until(lambda: "nbd0" in nbd.free())
+            until(lambda: "nbd0" in nbd.free(), "nbd0 is free")
 
     def test_a_device_without_a_server_that_a_guest_still_has_gets_no_other(self, nbd: Nbd) -> None:
         """It keeps its size as long as it is open: a new server would serve its image to that guest."""
@@ -475,7 +467,7 @@ def attaching(nbd: Nbd) -> Iterator["tuple[Disk, subprocess.Popen[bytes]]"]:
         disk = nbd.disk(f"nbd+unix:///disk?socket={path}")
         process = disk.start("add", output=subprocess.DEVNULL)
         try:
-            until(nbd.servers)
+            until(nbd.servers, "a server")
             yield disk, process
         finally:
             process.kill()

@@ -4,8 +4,7 @@ import os
 import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +23,6 @@ __all__ = ["host", "image", "read_only_loop"]  # fixtures
 SHELLS = {"bash": "/bin/bash", "dash": "/bin/dash", "busybox": "/bin/busybox sh", "mksh": "/bin/mksh"}
 WAIT = 20.0  # seconds for what must come
 HEAD = 'dir=$(dirname "$0")\n. "$dir/block-common.sh"\n'
-
-
-def wait_for(true: Callable[[], bool], what: str) -> None:
-    """Wait until a function is true."""
-    end = time.monotonic() + WAIT
-    while not true():
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.01)
 
 
 @dataclass

@@ -11,8 +11,9 @@ import pytest
 from tests.host import Disk, Host
 from tests.images import losetup
 from tests.platform.models.netbsd import Netbsd
-from tests.shell.conftest import SHELLS, WAIT, Scripts, wait_for
+from tests.shell.conftest import SHELLS, WAIT, Scripts
 from tests.stores import realstore
+from tests.waiting import until
 from vbdkit.engine.lock import Lock
 from vbdkit.scripts.common import clean, make
 from vbdkit.toolstack.netbsd_host import take_away
@@ -44,7 +45,7 @@ class TestWriteDev:
         done = disk.remove()
         assert done.status == 0
         assert {"physical-device", "physical-device-path", "hotplug-status"} & set(done.nodes) == set()
-        wait_for(lambda: scripts.records() == [], "the end of the record")
+        until(lambda: scripts.records() == [], "the end of the record")
 
     def test_a_second_guest_is_refused_and_can_have_it_later(self, bash: Scripts, devices: list[str]) -> None:
         body = f'[ "$command" = remove ] || write_dev {devices[0]}'
@@ -237,13 +238,13 @@ class TestFailures:
         ready = bash.host.directory / "ready"
         disk = bash.disk(f"claim_lock block; touch '{ready}'; exec sleep 600")
         process = disk.start("add")
-        wait_for(ready.exists, "the script")
+        until(ready.exists, "the script")
         process.kill()
         process.communicate(timeout=WAIT)
-        wait_for(lambda: "hotplug-error" in disk.nodes(), "hotplug-error")
+        until(lambda: "hotplug-error" in disk.nodes(), "hotplug-error")
         assert disk.nodes()["hotplug-error"] == b"the script ended before the disk was attached"
-        wait_for(lambda: bash.records() == [], "the end of the conversation")
-        wait_for(lambda: lock_is_free(bash.host), "the lock")
+        until(lambda: bash.records() == [], "the end of the conversation")
+        until(lambda: lock_is_free(bash.host), "the lock")
 
     def test_no_store(self, bash: Scripts) -> None:
         disk = bash.disk("xenstore_read a")
@@ -281,12 +282,12 @@ class TestLocks:
         with Lock(os.fsencode(host.lock_dir), time.monotonic() + WAIT):
             process = disk.start("add")
             # It has the lock's file open while it waits.
-            wait_for(lambda: waits(host), "the wait for the lock")
+            until(lambda: waits(host), "the wait for the lock")
             assert process.poll() is None
         assert process.wait(WAIT) == 0
         process.communicate()
         assert disk.nodes()["hotplug-status"] == b"connected"
-        wait_for(lambda: not (host.lock_dir / "block").exists(), "the release")
+        until(lambda: not (host.lock_dir / "block").exists(), "the release")
 
     def test_names_are_apart_and_releasing_twice_is_no_harm(self, scripts: Scripts) -> None:
         done = scripts.disk(
@@ -315,8 +316,8 @@ class TestLocks:
         try:
             open_files = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
             assert [name for name in open_files if "lock" in name or name.endswith(("turn", "ask", "answer"))] == []
-            wait_for(lambda: lock_is_free(scripts.host), "the lock")
-            wait_for(lambda: scripts.records() == [], "the end of the conversation")
+            until(lambda: lock_is_free(scripts.host), "the lock")
+            until(lambda: scripts.records() == [], "the end of the conversation")
         finally:
             os.kill(pid, signal.SIGKILL)
 
@@ -375,7 +376,7 @@ class TestStderr:
         assert done.status == 0
         assert Path(f"/proc/{pid_file.read_text().strip()}").exists()
         go.touch()
-        wait_for(lambda: "late\nlater\n" in bash.log.read_text(), "the daemon's words")
+        until(lambda: "late\nlater\n" in bash.log.read_text(), "the daemon's words")
 
     def test_a_toolstack_that_does_not_read(self, bash: Scripts) -> None:
         disk = bash.disk("head -c 300000 /dev/zero | tr '\\0' x >&2; success")
@@ -431,12 +432,12 @@ class TestConversation:
         disk = scripts.disk("claim_lock x; success")
         for command in ("add", "remove"):
             assert disk.run(command).status == 0
-        wait_for(lambda: scripts.records() == [], "the end of the conversation")
+        until(lambda: scripts.records() == [], "the end of the conversation")
 
         def those_that_wait() -> list[str]:
             return [path.read_text().split()[0] for path in scripts.host.run_dir.glob(".sh/pid")]
 
-        wait_for(lambda: helpers_of(disk) == those_that_wait() != [], "the end of all helpers but the one that waits")
+        until(lambda: helpers_of(disk) == those_that_wait() != [], "the end of all helpers but the one that waits")
 
 
 def helpers_of(disk: Disk) -> list[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.need import need
-from tests.shell.conftest import WAIT, Scripts, wait_for
+from tests.shell.conftest import WAIT, Scripts
+from tests.waiting import until
 from vbdkit.cli.stub import LIBRARY
 
 
@@ -34,7 +35,7 @@ def waiting(scripts: Scripts) -> int:
 def with_one_waiting(scripts: Scripts) -> int:
     """Run a script, whose helper then waits."""
     assert scripts.disk("success", 4).add().status == 0
-    wait_for(lambda: waiting(scripts) != 0, "the helper that waits")
+    until(lambda: waiting(scripts) != 0, "the helper that waits")
     return waiting(scripts)
 
 
@@ -73,8 +74,8 @@ def test_two_that_become_free_at_once_leave_one(bash: Scripts) -> None:
     disks = [bash.disk("sleep 0.2; success", domid) for domid in range(10, 14)]
     with ThreadPoolExecutor(4) as pool:
         assert [one.status for one in pool.map(lambda disk: disk.add(), disks)] == [0] * 4
-    wait_for(lambda: waiting(bash) != 0, "the helper that waits")
-    wait_for(lambda: [path.name for path in bash.host.run_dir.glob(".sh*")] == [".sh"], "the end of the others")
+    until(lambda: waiting(bash) != 0, "the helper that waits")
+    until(lambda: [path.name for path in bash.host.run_dir.glob(".sh*")] == [".sh"], "the end of the others")
 
 
 def test_the_environment_is_each_scripts_own(bash: Scripts, devices: list[str]) -> None:
@@ -102,7 +103,7 @@ def test_a_socket_for_stderr(bash: Scripts) -> None:
 def test_one_that_was_killed_is_replaced(scripts: Scripts) -> None:
     pid = with_one_waiting(scripts)
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: waiting(scripts) == 0, "its end")
+    until(lambda: waiting(scripts) == 0, "its end")
     assert with_one_waiting(scripts) != pid
 
 
@@ -146,15 +147,15 @@ def test_it_goes_with_its_folder(bash: Scripts) -> None:
     bash.copy(IDLE=100)
     pid = with_one_waiting(bash)
     shutil.rmtree(bash.host.run_dir)
-    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists(), "its end")
+    until(lambda: not Path(f"/proc/{pid}/exe").exists(), "its end")
 
 
 def test_it_goes_when_nobody_comes(bash: Scripts) -> None:
     bash.copy(IDLE=100, STAY=1.0)
     assert bash.disk("success", 4).add().status == 0
-    wait_for(lambda: waiting(bash) != 0, "the helper that waits")
+    until(lambda: waiting(bash) != 0, "the helper that waits")
     pid = waiting(bash)
-    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists(), "its end")
+    until(lambda: not Path(f"/proc/{pid}/exe").exists(), "its end")
     assert list(bash.host.run_dir.glob(".sh*")) == []
     assert bash.disk("success").add().status == 0
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.host import Host
 from tests.images import losetup
-from tests.shell.conftest import WAIT, Scripts, wait_for
+from tests.shell.conftest import WAIT, Scripts
+from tests.waiting import until
 from vbdkit.datapaths import load
 from vbdkit.engine.leftovers import KEPT, Collection
 from vbdkit.engine.lock import Lock
@@ -128,7 +129,7 @@ class TestWhatAnotherDiskHas:
         first, second = bash.disk(body, 5), bash.disk(body, 6)
         with Lock(os.fsencode(bash.host.lock_dir), time.monotonic() + WAIT):
             adding = first.start("add")
-            wait_for(lambda: "vbd-5-51712" in bash.records(), "its record")
+            until(lambda: "vbd-5-51712" in bash.records(), "its record")
             removing = second.start("remove")
             time.sleep(0.3)
             assert removing.poll() is None
@@ -144,7 +145,7 @@ class TestWhatAnotherDiskHas:
         body = body.replace("; write_dev", f"; while [ ! -e '{go}' ]; do sleep 0.1; done; write_dev")
         first, second = scripts.disk(body, 5), scripts.disk(body, 6)
         adding = first.start("add")
-        wait_for(session.exists, "the first one's login")
+        until(session.exists, "the first one's login")
         assert second.add().error == "already opened"
         removing = second.start("remove")
         with pytest.raises(subprocess.TimeoutExpired):
@@ -154,7 +155,7 @@ class TestWhatAnotherDiskHas:
             process.communicate(timeout=WAIT)
             assert process.returncode == 0
         assert session.exists()
-        wait_for(lambda: scripts.records() == ["vbd-5-51712"], "the end of the conversations")
+        until(lambda: scripts.records() == ["vbd-5-51712"], "the end of the conversations")
 
     def test_an_add_that_stays_is_named(self, host: Host, devices: list[str]) -> None:
         host.time_limit = 2.0
@@ -162,7 +163,7 @@ class TestWhatAnotherDiskHas:
         first, second = [bash.disk("[ $command = remove ] || exec sleep 600", domid) for domid in (5, 6)]
         adding = first.start("add")
         try:
-            wait_for(lambda: list(host.run_dir.glob(".sh-*/add")) != [], "what it says of itself")
+            until(lambda: list(host.run_dir.glob(".sh-*/add")) != [], "what it says of itself")
             done = second.remove()
             assert done.status == 1
             assert "another disk was attached from the same target" in done.error

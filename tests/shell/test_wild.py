@@ -17,8 +17,9 @@ import pytest
 
 from tests.host import Disk, Host, Result, bound_loops
 from tests.images import make_image
-from tests.shell.conftest import WAIT, Scripts, wait_for
+from tests.shell.conftest import WAIT, Scripts
 from tests.stores import realstore
+from tests.waiting import until
 from tests.xenrig import script_cases
 from tests.xenrig.cases import CASES
 
@@ -98,7 +99,7 @@ def test_xens_block_dummy(wild: Scripts, image: Path) -> None:
     taken_back(second)
     refused_to_block(wild, str(image))
     taken_back(first)
-    wait_for(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
+    until(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
     assert attached(wild.host.disk(6, f"dummy:{image}"))
 
 
@@ -163,7 +164,7 @@ def test_xens_block_iscsi(wild: Scripts, iqn: str) -> None:
     refused_to_block(wild, device)
     refused_to_block(wild, str(wild.host.directory / f"{iqn}.img"))
     taken_back(first)
-    wait_for(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
+    until(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
     second = wild.host.disk(6, params)
     attached(second)
     taken_back(second)
@@ -402,7 +403,7 @@ def test_xens_block_itself(wild: Scripts, image: Path) -> None:
     refused(second)
     taken_back(second)
     taken_back(first)
-    wait_for(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
+    until(lambda: bound_loops(wild.host.directory) == [], "the release of its loop device")
 
 
 def test_readmes_table_names_what_there_is() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.driverdomain import DOMID, DriverDomain, driver_domain, until
+from tests.driverdomain import DOMID, DriverDomain, driver_domain
 from tests.host import backing_file, bound_loops
 from tests.images import make_image
 from tests.need import need_loop_devices
 from tests.stores import KINDS, real_store
+from tests.waiting import until
 from vbdkit.protocol.nodes import CLOSED, INIT_WAIT, XENBUS_CONNECTED
 from vbdkit.toolstack.devd import Seen
 from vbdkit.toolstack.driver import LinuxDriver

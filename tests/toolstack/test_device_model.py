@@ -14,11 +14,11 @@ import pytest
 
 from tests.boot import boot
 from tests.bootsector import boot_cdrom, boot_image
-from tests.driverdomain import until
 from tests.host import SOURCE, Host
 from tests.host import Disk as ScriptDisk
 from tests.need import need_loop_devices, need_program
 from tests.platform.models.freebsd import Freebsd
+from tests.waiting import until
 from vbdkit.protocol.failure import Failure
 from vbdkit.protocol.nodes import INIT_WAIT
 from vbdkit.protocol.vdev import parse_vdev

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.images import losetup, make_image
 from tests.need import need_loop_devices
+from tests.waiting import until
 from vbdkit.platform import SYSTEMS
 from vbdkit.protocol.failure import Failure
 from vbdkit.toolstack.driver import FreebsdDriver, LinuxDriver, ModelDriver, NetbsdDriver, Opened, driver_for
@@ -18,13 +18,6 @@ from vbdkit.xenstore.client import Connection
 
 Environ = dict[bytes, bytes]
 ERROR_NODE = b"/local/domain/0/error/backend/vbd/5/51712/error"
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def opened(driver: ModelDriver) -> Opened:
@@ -153,7 +146,7 @@ class TestLinux:
         publish(store, disk, physical_device=number(loop))
         wait_for_state(store, disk, {b"4"}, 10)
         publish(store, disk, physical_device=b"7:ff")
-        until(lambda: linux.log)
+        until(lambda: linux.log, "a line of its log")
         assert "not supported" in linux.log[0]
         assert opened(linux).what == number(loop)
 
@@ -234,7 +227,7 @@ class TestBesideTheRealBlkback:
         publish(store, disk, physical_device=b"ff:fffff")
         wait_for_state(store, disk, {b"5"}, 10)
         assert written(store, disk) == recorded("unopenable Closing")
-        until(lambda: store.exists(ERROR_NODE))
+        until(lambda: store.exists(ERROR_NODE), "the error")
         error = store.read(ERROR_NODE).decode()
         # The kernel's number is of its own look-up, the model's of open(2); the words are blkback's.
         assert error.partition(" ")[2] == recorded("unopenable error")["error"].partition(" ")[2]
@@ -267,7 +260,7 @@ class TestNetbsd:
         self, netbsd: NetbsdDriver, store: Connection, disk: Disk, value: bytes
     ) -> None:
         publish(store, disk, physical_device=value)
-        until(lambda: netbsd.log)
+        until(lambda: netbsd.log, "a line of its log")
         assert written(store, disk) == {"state": "2"}
         assert netbsd.open_count() == 0
 
@@ -278,7 +271,7 @@ class TestNetbsd:
         add_disk(store, second)
         wait_for_state(store, second, {b"2"}, 10)
         publish(store, second, physical_device=b"%d" % loop.stat().st_rdev)
-        until(lambda: netbsd.log)
+        until(lambda: netbsd.log, "a line of its log")
         assert "busy" in netbsd.log[0]
         assert written(store, second) == {"state": "2"}
 
@@ -322,4 +315,4 @@ class TestFreebsd:
         publish(store, disk, physical_device_path=disk.params)
         wait_for_state(store, disk, {b"4"}, 10)
         remove_disk(store, disk)
-        until(lambda: freebsd.open_count() == 0)
+        until(lambda: freebsd.open_count() == 0, "it is closed")

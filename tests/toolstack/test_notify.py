@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driverdomain import driver_domain, until
+from tests.driverdomain import driver_domain
+from tests.waiting import until
 from vbdkit.toolstack.notify import Notifier
 
 

@@ -153,9 +153,10 @@ def _taken_along(check: Verdicts, file: Path, how: list[str]) -> None:
 
 
 def _in_xls_words(guest: Guest) -> list[dict[str, str]]:
-    """The disks of a guest's configuration, as xl itself prints it."""
+    """The disks of a guest's configuration, as xl itself prints it, below what it may have to complain of."""
     status, output = run("xl", "list", "-l", guest.name)
-    disks: list[dict[str, str]] = json.loads(output)[0]["config"].get("disks", []) if status == 0 else []
+    _, start, rest = output.partition("[\n")
+    disks: list[dict[str, str]] = json.loads(start + rest)[0]["config"].get("disks", []) if status == 0 else []
     return disks
 
 

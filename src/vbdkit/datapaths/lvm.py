@@ -240,14 +240,18 @@ class Lvm(Storage):
             if mapped is None:
                 return
             path = "/".join(_names(mapped.name))  # which it has by now: somebody may have renamed it
-            try:
-                self.tool("lvchange", "--yes", "-an", path)
-            except ToolError:
-                mapped = self._mapped(uuid)
-                if mapped is not None and not mapped.opened:
-                    raise
-                if mapped is not None:
-                    self.log(f"{path} stays active: it is in use here")
+            for last in (False, False, True):
+                try:
+                    self.tool("lvchange", "--yes", "-an", path)
+                except ToolError:
+                    mapped = self._mapped(uuid)
+                    if mapped is not None and mapped.opened:
+                        self.log(f"{path} stays active: it is in use here")
+                    elif mapped is not None and last:
+                        raise
+                    elif mapped is not None:
+                        continue  # it was in use, and is no longer: others leave too
+                return
 
     # A snapshot.
 
