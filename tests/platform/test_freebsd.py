@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.host import Disk, Host
+from tests.host import Host
 from tests.images import make_image
 from tests.need import need_program
 from tests.platform.models.freebsd import Freebsd, Geom, Use
+from tests.platform.outcome import nothing_left, refused
 from vbdkit.platform.freebsd.geom import parse
 
 MIB = 1 << 20
@@ -27,21 +28,6 @@ def system(tmp_path: Path) -> Freebsd:
 def bsd(tmp_path: Path, store_socket: Path, system: Freebsd) -> Host:
     """A host with its script."""
     return Host(tmp_path, store_socket, "freebsd", settings=system.place.settings)
-
-
-def refused(disk: Disk, *words: str) -> None:
-    """The disk is refused as busy, with these words, and no trace of it stays."""
-    done = disk.add()
-    assert (done.status, done.outcome) == (1, b"busy"), done
-    assert [word for word in words if word not in done.error] == [], done.error
-    nothing_left(disk)
-
-
-def nothing_left(disk: Disk) -> None:
-    """No output node, record or lock is left."""
-    assert not {"physical-device", "physical-device-path", "node", "vnd"} & set(disk.nodes())
-    assert list(disk.host.run_dir.glob(f"vbd-{disk.domid}-*")) == []
-    assert [path.name for path in disk.host.lock_dir.glob("*")] == []
 
 
 class TestFile:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.host import Disk, Host
+from tests.host import Host
 from tests.images import losetup, make_image
 from tests.platform.models.netbsd import Netbsd
+from tests.platform.outcome import nothing_left, refused
 from vbdkit import datapaths
 from vbdkit.engine.leftovers import Collection
 from vbdkit.platform import bsd
@@ -32,21 +33,6 @@ def machine(tmp_path: Path) -> Iterator[Netbsd]:
 def host(tmp_path: Path, store_socket: Path, machine: Netbsd) -> Host:
     """A host with its script."""
     return Host(tmp_path, store_socket, "netbsd", settings=machine.settings)
-
-
-def refused(disk: Disk, *words: str) -> None:
-    """The disk is refused as busy, with these words, and no trace of it stays."""
-    done = disk.add()
-    assert (done.status, done.outcome) == (1, b"busy"), done
-    assert [word for word in words if word not in done.error] == [], done.error
-    nothing_left(disk)
-
-
-def nothing_left(disk: Disk) -> None:
-    """No output node, record or lock of this disk is left."""
-    assert not {"physical-device", "physical-device-path", "node", "vnd"} & set(disk.nodes())
-    assert list(disk.host.run_dir.glob(f"vbd-{disk.domid}-*")) == []
-    assert [path.name for path in disk.host.lock_dir.glob("*")] == []
 
 
 class TestFile:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.host import host
 from tests.need import need_root
 from vbdkit.toolstack.nodes import Disk, Guest, create_guest
 from vbdkit.xenstore.client import Connection
 from vbdkit.xenstore.embedded import EmbeddedStore
+
+__all__ = ["host"]  # a fixture
 
 GUEST = Guest(5, b"web", b"00000000-0000-0000-0000-000000000005")
 

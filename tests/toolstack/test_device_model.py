@@ -16,7 +16,7 @@ from tests.boot import boot
 from tests.bootsector import boot_cdrom, boot_image
 from tests.host import SOURCE, Host
 from tests.host import Disk as ScriptDisk
-from tests.need import need_loop_devices, need_program
+from tests.need import need_program
 from tests.platform.models.freebsd import Freebsd
 from tests.waiting import until
 from vbdkit.protocol.failure import Failure
@@ -270,15 +270,6 @@ def test_the_command(environ: dict[bytes, bytes], add: Add) -> None:
     done = run(environ, "5")
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"read-only IDE" in done.stderr
-
-
-@pytest.fixture
-def host(tmp_path: Path, store_socket: Path) -> Iterator[Host]:
-    """A Linux host with loop devices, as root."""
-    need_loop_devices()
-    made = Host(tmp_path, store_socket)
-    yield made
-    made.close()
 
 
 def attach(host: Host, target: Path, dev: str, mode: bytes = b"w", **more: object) -> ScriptDisk:

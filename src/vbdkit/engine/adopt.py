@@ -8,12 +8,11 @@ the device apart is its script's work.
 import syslog
 
 from vbdkit.engine import publish
-from vbdkit.engine.attach import asked, check
+from vbdkit.engine.attach import Request, asked, check
 from vbdkit.engine.doubt import came_through
 from vbdkit.engine.lock import Lock
 from vbdkit.platform.target import DEVICE
 from vbdkit.protocol.failure import Failure, shown
-from vbdkit.protocol.nodes import HOTPLUG_ERROR, MODE, PARAMS, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH, STATE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,19 +21,17 @@ if TYPE_CHECKING:
 
 def adopt(run: "Run") -> None:
     """Publish the device at ``physical-device-path``. Raises Failure, StoreError or OSError; nothing is made."""
-    store, vbd = run.store, run.vbd
+    store, vbd, request = run.store, run.vbd, Request(run)
     assert store is not None
-    names = (PARAMS, MODE, STATE, HOTPLUG_ERROR, PHYSICAL_DEVICE_PATH, PHYSICAL_DEVICE)
-    params, text, state, error, path, number = store.read_many([vbd.node(name) for name in names])
-    if number is not None:
+    path = request.path
+    if request.number is not None:
         raise Failure(
             "the script said that it leaves {path}/physical-device to the toolstack (path-only), but wrote {number}: "
             "nobody has checked that device",
             path=vbd.path,
-            number=number,
+            number=request.number,
         )
-    mode = asked(run, params, text, state)
-    assert params is not None
+    params, mode = asked(run, request)
     if not path:
         raise Failure("the script ended well, but left {path}/physical-device-path unwritten", path=vbd.path)
     target = run.platform.open_target(path, mode.writable)
@@ -48,7 +45,7 @@ def adopt(run: "Run") -> None:
         with Lock(run.lock_dir, run.deadline) as lock:
             if mode.checked:
                 check(run, store, target, mode)
-            publish.connected(run, store, params, run.platform.nodes(backing), error is not None, lock)
+            publish.connected(run, store, params, run.platform.nodes(backing), request.error is not None, lock)
     except BaseException as reason:
         if run.unsure is None or not came_through(run, reason):
             raise

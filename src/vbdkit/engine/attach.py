@@ -33,23 +33,42 @@ if TYPE_CHECKING:
     from vbdkit.platform.target import Target
     from vbdkit.xenstore.client import Connection
 
-# What an add goes by, in the order in which it reads them: what is asked, and how things stand.
-REQUEST = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
+# What an add goes by, in the order in which a Request takes them.
+_REQUEST = (PARAMS, MODE, STATE, HOTPLUG_STATUS, HOTPLUG_ERROR, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH)
+
+
+class Request:
+    """A vbd's nodes as an add finds them: what is asked, and how things stand. Each is None where it is not there."""
+
+    __slots__ = ("error", "mode", "number", "params", "path", "state", "status")
+
+    def __init__(self, run: "Run") -> None:
+        """Read them in one round trip. Raises StoreError."""
+        assert run.store is not None
+        self.params, self.mode, self.state, self.status, self.error, self.number, self.path = run.store.read_many(
+            [run.vbd.node(name) for name in _REQUEST]
+        )
+
+    @property
+    def published(self) -> bytes:
+        """The device that the nodes name, which an earlier add published; empty where none did."""
+        return self.number or self.path or b""
+
+    @property
+    def attached(self) -> bool:
+        """Whether this is `add` again for a disk that the guest has (I5): the driver refuses a change then."""
+        return self.published != b"" and self.status == CONNECTED and self.state != INIT_WAIT
 
 
 def add(run: "Run") -> None:
     """Attach the vbd of this run. Raises Failure, StoreError or OSError; then nothing is left attached."""
-    store, vbd = run.store, run.vbd
+    store, vbd, request = run.store, run.vbd, Request(run)
     assert store is not None
-    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in REQUEST])
-    published = number or path
-    if published and status == CONNECTED and state != INIT_WAIT:
-        # I5: `add` again for a disk that the guest has already. The driver refuses a change now.
-        run.log(syslog.LOG_INFO, f"is attached already ({shown(published)})")
+    if request.attached:
+        run.log(syslog.LOG_INFO, f"is attached already ({shown(request.published)})")
         return
-    mode = asked(run, params, text, state)
-    assert params is not None
-    if clear(run, publish.ALL if published else (), params, mode):
+    params, mode = asked(run, request)
+    if clear(run, publish.ALL if request.published else (), params, mode):
         run.log(syslog.LOG_INFO, f"is attached already ({shown(params)})")
         return
     run.doing = "opening", params
@@ -77,7 +96,7 @@ def add(run: "Run") -> None:
             with Lock(run.lock_dir, run.deadline) as lock:
                 found = check(run, store, target, mode) if mode.checked else None
                 run.forget = True  # from here on a failure may leave nodes behind
-                publish.connected(run, store, params, run.platform.nodes(backing), error is not None, lock)
+                publish.connected(run, store, params, run.platform.nodes(backing), request.error is not None, lock)
         except BaseException as reason:
             if run.unsure is None or not _came_through(run, reason):
                 undo(run, datapath, made, record)
@@ -89,9 +108,12 @@ def add(run: "Run") -> None:
     run.log(syslog.LOG_INFO, summary(params, mode, backing, found))
 
 
-def asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | None) -> Mode:
-    """Return the mode, having seen that the toolstack wrote all that a script needs (I1-I3). Raises Failure."""
-    path = run.vbd.path
+def asked(run: "Run", request: Request, again: bool = False) -> tuple[bytes, Mode]:
+    """Return params and the mode, having seen that the toolstack wrote all that a script needs (I1-I3). Raises Failure.
+
+    ``again``: the driver need not be waiting.
+    """
+    path, params, text, state = run.vbd.path, request.params, request.mode, request.state
     if params is None and text is None and state is None:
         raise Failure(
             "there is no disk at {path} in xenstore; the toolstack writes it before it calls the script", path=path
@@ -106,14 +128,14 @@ def asked(run: "Run", params: bytes | None, text: bytes | None, state: bytes | N
     if mode is None:
         known = ", ".join(word.decode("ascii") for word in SPELLINGS)
         raise Failure("{path}/mode is {text}, which is none of {known}", path=path, text=repr(shown(text)), known=known)
-    if state != INIT_WAIT:
+    if state != INIT_WAIT and not again:
         raise Failure(
             "{path}/state is {state}, not 2 (InitWait): the backend driver is not waiting for a disk; "
             "is the backend driver loaded?",
             path=path,
             state="missing" if state is None else repr(shown(state)),
         )
-    return mode
+    return params, mode
 
 
 def clear(run: "Run", nodes: "tuple[bytes, ...]", params: bytes = b"", mode: Mode | None = None) -> bool:

@@ -9,7 +9,7 @@ import syslog
 import time
 
 from vbdkit.engine import publish
-from vbdkit.engine.attach import REQUEST, asked, clear, summary, undo
+from vbdkit.engine.attach import Request, asked, clear, summary, undo
 from vbdkit.engine.check import Finding, examine
 from vbdkit.engine.claims import (
     FACT,
@@ -30,7 +30,6 @@ from vbdkit.engine.lock import Lock
 from vbdkit.engine.record import HOLDS
 from vbdkit.platform.target import FILE
 from vbdkit.protocol.failure import Failure, shown
-from vbdkit.protocol.nodes import CONNECTED, INIT_WAIT
 from vbdkit.protocol.syntax import parse_target
 from vbdkit.storage.chain import BLOCK, ITSELF, Chain
 from vbdkit.xenstore.client import Connection, StoreError
@@ -259,18 +258,15 @@ def own_facts(made: "dict[str, str]") -> "dict[str, str]":
 
 def add(run: "Run", storage: "Storage", script: bytes) -> None:
     """Attach the vbd of this run. Raises Failure, StoreError or OSError; then nothing is left attached."""
-    store, vbd = run.store, run.vbd
+    store, vbd, request = run.store, run.vbd, Request(run)
     assert store is not None
-    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in REQUEST])
-    published = number or path
-    if published and status == CONNECTED and state != INIT_WAIT:
-        run.log(syslog.LOG_INFO, f"is attached already ({shown(published)})")
+    if request.attached:
+        run.log(syslog.LOG_INFO, f"is attached already ({shown(request.published)})")
         return
-    mode = asked(run, params, text, state)
-    assert params is not None
+    params, mode = asked(run, request)
     with Authors("parse"):
         target = storage.parse(params.decode("utf-8", "surrogateescape"))
-    clear(run, publish.ALL if published else ())
+    clear(run, publish.ALL if request.published else ())
     facts = {"datapath": CUSTOM, "kind": storage.name}
     for key, value in (("script", script), ("target", params)):
         facts[key] = value.decode("utf-8", "surrogateescape")
@@ -321,7 +317,7 @@ def add(run: "Run", storage: "Storage", script: bytes) -> None:
                     publish_path(run, backing.device)
                     run.guard.settle()
                 else:
-                    publish.connected(run, store, params, nodes, error is not None, lock)
+                    publish.connected(run, store, params, nodes, request.error is not None, lock)
         except BaseException as reason:
             if run.unsure is None or not came_through(run, reason):
                 # Not to the very end: one that takes too long must not hide the reason (engine.script's watch).

@@ -8,11 +8,11 @@ device: the lock is held for check and publication only, unless the script itsel
 import syslog
 
 from vbdkit.engine import publish
-from vbdkit.engine.attach import REQUEST, asked, check, clear
+from vbdkit.engine.attach import Request, asked, check, clear
 from vbdkit.engine.lock import Lock
 from vbdkit.platform.target import FILE
 from vbdkit.protocol.failure import Failure, shown
-from vbdkit.protocol.nodes import CONNECTED, INIT_WAIT, PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
+from vbdkit.protocol.nodes import PHYSICAL_DEVICE, PHYSICAL_DEVICE_PATH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,19 +30,15 @@ def deliver(run: "Run", device: bytes, script: bytes, lock: "Lock | None") -> No
 
     Raises Failure, StoreError or OSError; nothing is published then, and what ``script`` made is its own to take back.
     """
-    store, vbd = run.store, run.vbd
-    assert store is not None
-    params, text, state, status, error, number, path = store.read_many([vbd.node(name) for name in REQUEST])
+    vbd, request = run.vbd, Request(run)
     if not device:
         raise Failure("{script} named no device for its disk (write_dev without a name)", script=script)
-    again = (number or path) and status == CONNECTED and state != INIT_WAIT
-    mode = asked(run, params, text, INIT_WAIT if again else state)
-    assert params is not None
+    number, path = request.number, request.path
+    params, mode = asked(run, request, again=request.attached)
     target = run.platform.open_target(device, mode.writable)
     try:
         nodes = run.platform.nodes(_backing(run, target, mode))
-        if again:
-            # I5: `add` again for a disk that the guest has already. The driver refuses a change now.
+        if request.attached:
             if (PHYSICAL_DEVICE, number) in nodes or (number is None and (PHYSICAL_DEVICE_PATH, path) in nodes):
                 run.log(syslog.LOG_INFO, f"is attached already ({shown(device)})")
                 return
@@ -63,9 +59,9 @@ def deliver(run: "Run", device: bytes, script: bytes, lock: "Lock | None") -> No
                 run.log(syslog.LOG_INFO, f"{shown(device)} is left to the toolstack to check and publish")
             elif lock is None:
                 with Lock(run.lock_dir, run.deadline) as own:
-                    _publish(run, target, mode, params, nodes, error is not None, own)
+                    _publish(run, target, mode, params, nodes, request.error is not None, own)
             else:
-                _publish(run, target, mode, params, nodes, error is not None, lock)
+                _publish(run, target, mode, params, nodes, request.error is not None, lock)
         except BaseException as reason:
             from vbdkit.engine.doubt import came_through
 
