@@ -11,6 +11,7 @@ import pytest
 
 from tests.host import Host
 from tests.images import losetup, make_image
+from tests.need import need_root
 from tests.platform.models.netbsd import Netbsd
 from tests.platform.outcome import nothing_left, refused
 from vbdkit import datapaths
@@ -475,6 +476,7 @@ class TestAnswers:
 
     @pytest.fixture(autouse=True)
     def _place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        need_root()  # for mknod
         (tmp_path / "dev").mkdir()
         os.mknod(tmp_path / "dev/wd0f", 0o600 | stat.S_IFBLK, os.makedev(240, 7))
         monkeypatch.setattr(bsd.PLACE, "dev", os.fsencode(tmp_path / "dev"))
